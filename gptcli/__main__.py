@@ -30,7 +30,7 @@ def main() -> NoReturn:
             print(f"gptcli: error: cannot start: {error or 'out of memory'}", file=sys.stderr)
         os._exit(5)
 
-    ended_by: list[int] = []  # kept apart: another error may replace the exception of the handler
+    ended_by: list[int] = []  # signals; another error may replace the handler's exception
 
     def end(signum: int, frame: FrameType | None) -> NoReturn:
         ended_by.append(signum)

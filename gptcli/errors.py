@@ -52,7 +52,7 @@ class BrokenCheckpoint(InvalidModel):
 
 
 class UnsupportedArchitecture(InvalidModel):
-    """The model needs mathematics that are not implemented."""
+    """The model needs mathematics that is not implemented."""
 
 
 class BrokenTokenizer(InvalidModel):

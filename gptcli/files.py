@@ -20,7 +20,7 @@ from gptcli.model_notes import Note
 RECORD = "gptcli.json"  # in a fetched model's directory: its origin and its files' checksums
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # in an adapter's directory
 UNFINISHED = ".part"  # how the name of a file ends until it is written
-_FETCHED = (RECORD, ".git")  # what shows that others laid a directory out
+_FETCHED = (RECORD, ".git")  # marks of a directory that was fetched or cloned
 _MOST_CONTAINERS = 2_000_000
 JSON_LIMIT = 8 << 20  # bytes, far more than any config; tokenizers have another limit
 
@@ -49,7 +49,7 @@ def open_own(path: Path) -> BufferedReader:
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, for nobody else to read, that takes a path's place unless the block raises."""
+    """A file to write, private to its owner; replaces `path` unless the block raises."""
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=UNFINISHED, delete=False) as file:
         try:
             yield file
@@ -73,12 +73,17 @@ def program_identity() -> str:
     return hashlib.sha256(repr([identity(path) for path in sorted(package.glob("**/*.py"))]).encode()).hexdigest()[:24]
 
 
+def called_gguf(name: str) -> bool:
+    """Whether a file has the name of a GGUF file, in any case."""
+    return name[-5:].lower() == ".gguf"
+
+
 def is_gguf(path: Path) -> bool:
     """Whether a path is a file that begins as a GGUF file does, or is called one."""
     if not path.is_file():
         return False
     with open_regular(path) as file:
-        return file.read(4) == b"GGUF" or path.suffix == ".gguf"
+        return file.read(4) == b"GGUF" or called_gguf(path.name)
 
 
 def is_there(path: Path) -> bool:
@@ -132,7 +137,7 @@ def may_link_out(directory: Path, name: str) -> bool:
     """Whether the link with this name in a model's directory is the user's own, and may lead anywhere.
 
     It is if link and directory belong to the user or root, nobody else can write to the directory, and the directory
-    was neither fetched by gptcli nor cloned. On Windows nothing tells.
+    was neither fetched by gptcli nor cloned. Never on Windows, where owners are unknown.
     """
     if not hasattr(os, "geteuid") or any(os.path.lexists(directory / mark) for mark in _FETCHED):
         return False
@@ -145,19 +150,19 @@ def may_link_out(directory: Path, name: str) -> bool:
 
 
 def _others_can_write(folder: os.stat_result, user: int) -> bool:
-    """Many systems give each user a group with the user's own number, which nobody else is in."""
+    """Whether others can write to a folder. A group with the user's own number is the user's alone on many systems."""
     own_group = folder.st_uid == folder.st_gid == user
     return bool(folder.st_mode & (stat.S_IWOTH if own_group else stat.S_IWOTH | stat.S_IWGRP))
 
 
 def _is_ordinary(target: Path) -> bool:
-    """Whether a link's target is a file of data, and not of the system, where reading may do more than read."""
+    """Whether a link's target is a data file, not one of the system, where reading can have effects."""
     return target.is_file() and not str(target).startswith(("/proc/", "/sys/", "/dev/"))
 
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write, which takes its place if the block ends well, and is gone if not.
+    """A file beside `path` to write: replaces `path` if the block ends well, else is deleted.
 
     A link is followed. Raises OutputError for what the system refuses, and for a device or a pipe.
     """
@@ -166,7 +171,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         raise OutputError(f"cannot write: {path}: it is not a regular file")
     draft: Path | None = None
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:80]}-", suffix=".part", dir=path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:80]}-", suffix=UNFINISHED, dir=path.parent)
         draft = Path(name)
         os.fchmod(descriptor, 0o666 & ~_umask())
         os.close(descriptor)
@@ -180,7 +185,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def _umask() -> int:
-    """What new files' permissions lack; it can only be read by setting it."""
+    """The process's umask, which can only be read by setting it."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
@@ -203,14 +208,13 @@ def lock(descriptor: int, *, wait: bool = False) -> bool:
 
 
 class NotJson(BrokenCheckpoint):
-    """A file that is to be JSON and is not, neither here nor for anybody else."""
+    """A file that should be JSON and is not, to any reader."""
 
 
 class Unusable:
-    """Stands for a value of a JSON file that cannot be meant: NaN, infinity, or two values of one key.
+    """A JSON value that cannot be meant: NaN, infinity, or two values of one key.
 
-    Nothing comes of it as long as nobody reads it. It is of no type that a reader wants, and comparing it raises
-    BrokenCheckpoint.
+    It is harmless until read: no reader accepts its type, and comparing it raises BrokenCheckpoint.
     """
 
     def __init__(self, where: str, what: str) -> None:
@@ -234,9 +238,9 @@ def read_json(
 ) -> dict[str, Any]:
     """A JSON object from a file of at most `limit` bytes. Raises BrokenCheckpoint for anything else.
 
-    notes: gets what other readers of the file take and JSON forbids: a key that has the same value twice, NaN and
-    infinity, for which there is an `Unusable`. Without it they are refused. contradictions: a key may also have two
-    values, for which there is an `Unusable`: for callers that look at the type of each value that they read.
+    notes: collects what JSON forbids and other readers accept: a key given twice with one value, and NaN and infinity,
+    which become `Unusable`. Without notes all are refused. contradictions: a key with two values becomes `Unusable`,
+    too; for callers that check the type of every value they read.
     """
     oddities = None if notes is None else _Oddities(path, notes, contradictions)
     return _parse(read_within(path, limit, BrokenCheckpoint), str(path), oddities)
@@ -248,7 +252,7 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
 
 
 class _Oddities:
-    """Takes what JSON forbids and others read, and notes it."""
+    """Accepts and notes what JSON forbids and other readers accept."""
 
     def __init__(self, path: Path, notes: list[Note], contradictions: bool) -> None:
         self._path = path

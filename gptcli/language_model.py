@@ -71,7 +71,7 @@ class LanguageModel(OpenedModel):
     ) -> None:
         store = store_settings(name)
         ctx_size = context_size(folder, runtime, store)
-        # The first, for a snapshot may be read from now on, while the tokenizer is opened.
+        # Before the tokenizer is opened: a snapshot is read meanwhile.
         self._loader = Loader(folder, runtime, ctx_size, None if runtime.draft_model else workload)
         super().__init__(name, folder, runtime, store, ctx_size)
         self._workload = workload
@@ -87,12 +87,11 @@ class LanguageModel(OpenedModel):
         on_fetch: FetchProgress | None = None,
         workload: Workload | None = None,
     ) -> Self:
-        """Finds a model by name or directory and reads all but its weights; the default model is fetched if missing.
+        """Finds a model by name or directory and reads all but its weights; so too the draft model of `runtime`.
 
-        An adapter's directory is its model with the adapter.
-
-        The same for the draft model of `runtime`. workload: what will be asked of it; None for anything, which needs
-        torch. Raises ModelNotFound, InvalidModel or UsageError.
+        The default model is fetched if missing. An adapter's directory opens its base model with the adapter.
+        workload: what will be asked of it; None for anything, which needs torch. Raises ModelNotFound, InvalidModel or
+        UsageError.
         """
         path = locate(name, offline=offline, on_progress=on_fetch)
         if (base := base_of_adapter(path)) is not None:
@@ -114,13 +113,14 @@ class LanguageModel(OpenedModel):
             self.close()
 
     def close(self) -> None:
-        """Keeps what makes the next start fast: of the weights, if a workload was announced and they had to be read."""
+        """Keeps what makes the next start fast; weights only if a workload was announced and they had to be read."""
+        self.folder.keep()
         self.tokenizer.keep()
         if self._workload is not None:
             self._loader.keep_snapshot()
 
     def load(self, on_progress: Progress = no_progress, workload: Workload | None = None) -> Engine:
-        """Loads what serves the workload, by default the announced one, and the draft model.
+        """Loads an engine for the workload, by default the announced one, and the draft model.
 
         on_progress: a model's bytes read and in all. Raises OutOfMemory or NoSuchDevice.
         """
@@ -182,13 +182,13 @@ class LanguageModel(OpenedModel):
     ) -> Iterator[Event]:
         """Continues a text or token ids; yields TextDelta as text comes, then one Finished.
 
-        options: SamplingConfig's fields; those left out are the model's own defaults, else the command line's. And one
-        of ConstraintConfig's, if the text must be of a form. Raises UsageError for values out of range and
-        ContextOverflow for a prompt that does not fit.
+        options: SamplingConfig's fields; those left out are the model's own defaults, else the command line's. Also at
+        most one of ConstraintConfig's. Raises UsageError for values out of range and ContextOverflow for a prompt that
+        does not fit.
 
-        logprobs and explain are what each TextDelta brings of its tokens, and Finished of all: their log-probabilities
-        with that many alternatives, and what each sampling filter did. tools: as `ChatTemplate.tool_use` makes it;
-        Finished then brings the calls, which are no part of the text.
+        logprobs: adds the tokens' log-probabilities, with that many alternatives, to each TextDelta and to Finished.
+        explain: adds what each sampling filter did. tools: from `ChatTemplate.tool_use`; Finished then has the calls,
+        which are left out of the text.
         """
         request = Request(
             prompt,
@@ -218,16 +218,15 @@ class LanguageModel(OpenedModel):
     ) -> Iterator[tuple[int, Completed | GptcliError | Ready]]:
         """Completes texts together; yields each with the index of its request as soon as it has ended.
 
-        A request is taken once there is room for it; None in place of one says that there is none yet. One that fails
-        has its error in place of the text. What comes in place of a request, an error say, is yielded as it is. Each
-        text is what it would be alone, except for the rounding of sums. Nothing is drafted.
+        A request starts once there is room; None means that none has come yet. A request that fails yields its error.
+        Anything else, such as an error, is yielded unchanged. Each text is what it would be alone, except for the
+        rounding of sums. Nothing is drafted.
 
         parallel: how many texts share a step at most; None for as many as gain by it and fit into the memory. ordered:
         yields them in the order of the requests. cancelled: once true, running texts end with reason "interrupt", and
-        no request is taken.
-        wait: waits for the next request, for a while, where nothing runs and there is none yet.
+        no request starts. wait: called while nothing runs and no request has come; returns after a while.
 
-        What reading the requests raises is raised once those before it are answered.
+        An error while reading the requests is raised once those before it are answered.
         """
         from gptcli.generation.together.complete_all import complete_all
 
@@ -260,10 +259,9 @@ class LanguageModel(OpenedModel):
         constraint: ConstraintConfig | None = None,
         tools: ToolUse | None = None,
     ) -> None:
-        """Raises UsageError or ContextOverflow where a prompt cannot be continued so. Needs no weights.
+        """Raises UsageError or ContextOverflow if a prompt cannot be continued with these settings. Needs no weights.
 
-        Begins to compile the constraint, or the grammar of a call that is required, so that it is ready once the
-        weights are.
+        Starts compiling the constraint, or the grammar of a required call, so that it is ready with the weights.
         """
         self._completions.check(prompt, sampling, constraint, tools)
 
@@ -360,9 +358,9 @@ class LanguageModel(OpenedModel):
         return self.torch_engine().logits(ids)
 
     def embed(self, text: str | Sequence[int]) -> Tensor:
-        """The mean of a text's last hidden states at length 1, (hidden,) in fp32. Raises UsageError or ContextOverflow.
+        """The mean of a text's last hidden states, scaled to length 1: (hidden,) in fp32.
 
-        Models that were not trained for it tell texts apart by it, but not well.
+        Models that were not trained for it tell texts apart only roughly. Raises UsageError or ContextOverflow.
         """
         ids = self.tokenizer.encode(text) if isinstance(text, str) else text
         check_request(ids, SamplingConfig(), self.ctx_size + 1, self.tokenizer.size)
@@ -372,12 +370,12 @@ class LanguageModel(OpenedModel):
 
     @property
     def longest_stride(self) -> int:
-        """Tokens that a window of a long text can score, after what the tokenizer puts before every text."""
+        """The most tokens that a window of a long text can score; tokens that begin every text are not among them."""
         return self.ctx_size + 1 - max(1, len(self.tokenizer.surroundings[0]))
 
     @property
     def _default_stride(self) -> int:
-        """Leaves each token of a long text an eighth of the context before it."""
+        """So long that each token of a long text is scored after at least an eighth of the context."""
         return self.longest_stride - self.longest_stride // 8
 
     def score(

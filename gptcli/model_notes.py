@@ -1,4 +1,4 @@
-"""What a user is told of a model's files without an error: left over, unusual, and without effect on any result."""
+"""Notes for the user on a model's files: what is left over or unusual, and changes no result."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SHORT = 4  # names
 
 @dataclass(frozen=True)
 class Note:
-    """One thing to know. names: of the fields, tensors or tokens that it is about, if it is about such."""
+    """One thing to know. names: of the fields, tensors or tokens that it is about."""
 
     what: str
     names: tuple[str, ...] = ()

@@ -84,7 +84,7 @@ class OpenedModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells this model from any other, for what is stored of its replies; see `models.catalog.fingerprint`."""
+        """Tells this model from any other; stored with replies. See `models.catalog.fingerprint`."""
         own = fingerprint(self.folder.path)
         adapters = [(fingerprint(Path(path)), weight) for path, weight in self.runtime.adapters]
         return hashlib.sha256(repr([own, adapters]).encode()).hexdigest() if adapters else own
@@ -97,7 +97,7 @@ class OpenedModel:
         return of_store.union(self.tokenizer.stop_ids, *self.folder.stop_ids.values())
 
     def stopping(self, asked: StopConfig) -> StopConfig:
-        """What ends a generation: the texts that are asked for, else those of the store that are no control tokens."""
+        """`asked` with its stop texts, else with those of the store that are no control tokens."""
         if asked.strings:
             return asked
         id_of = self.tokenizer.control_tokens.id_of

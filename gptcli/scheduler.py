@@ -1,4 +1,4 @@
-"""Runs requests of many threads together, in a thread of its own. They come and go at any time, as a server's do."""
+"""Runs requests of many threads together, in a thread of its own. Requests come and go at any time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Deliver = Callable[[Event | BaseException], None]
 class Stream(Iterator[Event]):
     """The events of a request: TextDelta as text comes, then one Finished, or the error that ended it is raised.
 
-    `close`, or its end, frees its place in the batch within a step.
+    `close`, or its end, frees its row of the batch within a step.
     """
 
     def __init__(self, job: Job) -> None:
@@ -37,7 +37,7 @@ class Stream(Iterator[Event]):
         return event
 
     def close(self) -> None:
-        """Ends the text, if it runs. Any thread may do that."""
+        """Ends the text, if it runs. Any thread may call it."""
         self._job.cancelled, self._open = True, False
 
     def __del__(self) -> None:

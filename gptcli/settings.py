@@ -142,7 +142,7 @@ class SamplingConfig:
 
     @classmethod
     def resolve(cls, given: Mapping[str, Any], model_defaults: Mapping[str, Any]) -> Self:
-        """Takes each field from what the user gave, else from the model, else our own default.
+        """Takes each field from the user's options, else from the model, else from our defaults.
 
         given: as `SamplingKeywords`. Raises UsageError for a value out of range, TypeError for an unknown name.
         """
@@ -312,9 +312,9 @@ def _with_weight(adapter: str) -> tuple[str, float]:
 class ChatSettings:
     """What a user can change in the course of a conversation. Every setting can be read by its name.
 
-    given: the sampling settings that were given; the others are None, the model's default, else SamplingConfig's.
-    thinking: whether the model is asked to think first, if its template has a switch for that. reasoning_effort: how
-    much, likewise. tools: what the model is told it can call. tool_choice: auto, none, required, or a tool's name.
+    given: the sampling settings that were given; the others are None: the model's default, else SamplingConfig's.
+    thinking: whether to think first, for templates with such a switch. reasoning_effort: how much, likewise. tools:
+    what the model can call. tool_choice: auto, none, required, or a tool's name.
     """
 
     given: Mapping[str, Any]
@@ -473,7 +473,7 @@ def parse_logit_bias(pairs: Iterable[str]) -> tuple[tuple[int, float], ...]:
 
 
 def parse_ids(name: str, texts: Iterable[str]) -> tuple[int, ...]:
-    """Token ids, with commas or blanks between them; `none` is none. Raises UsageError for what is none."""
+    """Token ids, with commas or blanks between them; `none` is no id. Raises UsageError for anything else."""
     words = [word for text in texts for word in text.replace(",", " ").split()]
     try:
         return () if words == ["none"] else tuple(map(int, words))
@@ -482,6 +482,6 @@ def parse_ids(name: str, texts: Iterable[str]) -> tuple[int, ...]:
 
 
 def parse_words(texts: Iterable[str]) -> tuple[tuple[int, ...], ...]:
-    """Words of token ids, each a text as `parse_ids` takes it; a single `none` is no word. Raises UsageError."""
+    """Words of token ids, each in the form of `parse_ids`; a single `none` is no word. Raises UsageError."""
     words = list(texts)
     return () if words == ["none"] else tuple(parse_ids("bad_words_ids", [word]) for word in words)

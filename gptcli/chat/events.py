@@ -1,6 +1,6 @@
-"""What a session's events add up to. Knows nothing of models or of what a reply costs.
+"""Adds up a session's events. Knows nothing of models.
 
-An event is a JSON object: a message, a setting, a truncation. Applying the same events again in order gives the same
+An event is a JSON object: a message, a setting, a truncation. The same events in the same order give the same
 conversation.
 """
 
@@ -23,8 +23,8 @@ class History:
     """A conversation as its events left it.
 
     turns: the events of questions and of the assistant's messages, alternating. A question is a message of the user, or
-    the answers of the tools that the assistant called, which are one event. unanswered: the last question, if it was
-    taken back or its reply was lost. replies: how many there ever were, including those taken back.
+    the answers of the tools that the assistant called, as one event. unanswered: the last question, if it was taken
+    back or its reply was lost. replies: how many there were, including those taken back.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class History:
         self.turns: list[Record] = []
         self.unanswered: Record | None = None
         self.replies = 0
-        self._replaced: list[Record] = []  # the turn that the open question would replace
+        self._replaced: list[Record] = []  # the turn that the open question replaces
 
     @property
     def asks(self) -> bool:
@@ -42,7 +42,7 @@ class History:
 
     @property
     def hidden(self) -> int:
-        """How many of the messages the model did not see for its last reply."""
+        """The number of messages that the model did not see for its last reply."""
         replies = self.turns[1::2]
         return replies[-1]["hidden"] if replies else 0
 
@@ -52,7 +52,7 @@ class History:
         return _calls(self.turns[-1]) if self.turns and not self.asks else ()
 
     def messages(self, hidden: int = 0) -> list[Message]:
-        """The system message, if there is one, and all others but those of the first `hidden` events."""
+        """The system message, if there is one, and all messages after the first `hidden` events."""
         messages = [] if self.system is None else [Message("system", self.system)]
         calls: tuple[ToolCall, ...] = ()
         for event in self.turns[hidden:]:
@@ -65,7 +65,7 @@ class History:
         return messages
 
     def apply(self, event: Record) -> None:
-        """Checks an event and does what it says. Raises KeyError, TypeError, ValueError or UsageError if it is bad."""
+        """Checks and applies an event. Raises KeyError, TypeError, ValueError or UsageError for a bad one."""
         match event["type"]:
             case "session":
                 if event["version"] != FORMAT_VERSION:
@@ -85,7 +85,7 @@ class History:
                 raise ValueError(f"there is no event {unknown!r}")
 
     def add_message(self, event: Record) -> None:
-        """Adds a message unchecked. A question asked `instead` removes the last turn until its reply has come."""
+        """Adds a message unchecked. A question with `instead` takes the last turn away until its reply comes."""
         if self.asks:
             self.replies += 1
             self._replaced = []
@@ -95,7 +95,7 @@ class History:
         self.unanswered = None
 
     def truncate(self, messages: int) -> None:
-        """Keeps this many messages, unchecked. A turn that a question without reply would have replaced comes back."""
+        """Keeps this many messages, unchecked. The turn that an unanswered question replaced comes back."""
         taken_back = self.turns[messages:]
         self.unanswered = taken_back[0] if len(taken_back) == 1 else None
         self.turns[messages:] = self._replaced
@@ -120,7 +120,7 @@ class History:
 
 
 def question_text(event: Record) -> str:
-    """What a question says, or tools answer, for a person to read."""
+    """The text of a question, or of tools' answers, for a person to read."""
     content: str | list[str] = event["content"]
     return content if isinstance(content, str) else "\n".join(content)
 

@@ -1,7 +1,7 @@
-"""A conversation with a model, and the cache of what was run for it.
+"""A conversation with a model, and the cache of its tokens.
 
-Whatever happens to a session is an event, and its state is what the events add up to (`chat/events.py`). So it can be
-stored, continued, forked and, as seeds are among the events, replayed.
+Each change of a session is an event, and its state is the sum of its events (`chat/events.py`). So it can be stored,
+continued, forked and, with the seeds in the events, replayed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gptcli.generation.events import Finished, TextDelta
 from gptcli.generation.request import StreamKeywords
 from gptcli.runtime.engine import PromptCache, ReplyKeywords
 from gptcli.settings import ChatSettings, ConstraintConfig, SamplingConfig, StopConfig
-from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.chat_template import ChatTemplate, Switches
 from gptcli.text.messages import Message, message_record
 from gptcli.text.tokenizer import Tokenizer
 from gptcli.tools.definitions import AUTO, Definition, ToolCall
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
 
 
 class ChatModel(Protocol):
-    """What a session asks of a model; see `language_model.LanguageModel`."""
+    """A model, as a session uses it; see `language_model.LanguageModel`."""
 
     ctx_size: int
     tokenizer: Tokenizer
 
     @property
     def template(self) -> ChatTemplate:
-        """The chat template that the model brings. Raises TemplateError."""
+        """The model's chat template. Raises TemplateError."""
 
     @property
     def sampling_defaults(self) -> Mapping[str, Any]:
-        """Sampling defaults that the model brings."""
+        """The model's sampling defaults."""
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """What a stored reply says of how it was computed."""
+        """Facts about how replies are computed, for stored replies."""
 
     def check_request(
         self,
@@ -52,7 +52,7 @@ class ChatModel(Protocol):
         constraint: ConstraintConfig | None = None,
         tools: ToolUse | None = None,
     ) -> None:
-        """Raises UsageError or ContextOverflow where a prompt cannot be continued."""
+        """Raises UsageError or ContextOverflow for a prompt that cannot be continued."""
 
     def stream(
         self, prompt: Sequence[int], sampling: SamplingConfig, stop: StopConfig, **options: Unpack[StreamKeywords]
@@ -75,7 +75,7 @@ class Journal(Protocol):
 
 @dataclass(frozen=True)
 class TurnsDropped:
-    """The conversation no longer fits: the model does not see so many more of its oldest turns from now on.
+    """The conversation no longer fits: from now on the model does not see this many more of the oldest turns.
 
     They stay among the messages.
     """
@@ -87,11 +87,11 @@ ReplyEvent = TextDelta | TurnsDropped | Finished
 
 
 class Session(Generic[Model]):
-    """A conversation with a model. What a turn shares with the one before is not run again.
+    """A conversation with a model. A turn does not run the prefix that it shares with the turn before.
 
-    events: all that happened, as JSON objects that `restored` takes. finished: how each reply of this process ended.
-    records_probabilities: whether the next replies come with their tokens' probabilities. borrows_model: whether
-    replies leave open which model the session goes on with.
+    events: all of them, as JSON objects that `restored` takes. finished: how each reply of this process ended.
+    records_probabilities: whether the next replies come with their tokens' probabilities. borrows_model: whether the
+    model only stands in for the session's own.
     """
 
     def __init__(
@@ -111,9 +111,9 @@ class Session(Generic[Model]):
         self._cache = PromptCache()
         self._journal: Journal | None = None
         self._history = History()
-        self._overrides: dict[str, Any] = {}  # settings above those of the events, and
-        self._defaults: dict[str, Any] = {}  # below them; neither are among the events
-        self._measured = 0, 0  # number of events when the prompt was measured, and its tokens
+        self._overrides: dict[str, Any] = {}  # precede the settings of the events; not among the events
+        self._defaults: dict[str, Any] = {}  # follow them; not among the events either
+        self._measured = 0, 0  # events when the prompt was measured, and its tokens
         self._record({"type": "session", "version": FORMAT_VERSION, "created": _now()})
         if system is not None:
             self.system = system
@@ -122,7 +122,7 @@ class Session(Generic[Model]):
 
     @classmethod
     def restored(cls, lm: Model, events: Sequence[Record], *, template: ChatTemplate | None = None) -> Session[Model]:
-        """A session as its events left it. Raises InputError if they are not those of a session."""
+        """A session as its events left it. Raises InputError for other events than a session's."""
         session = cls(lm, template=template)
         if events:
             session.events.clear()
@@ -148,7 +148,7 @@ class Session(Generic[Model]):
 
     @property
     def template(self) -> ChatTemplate:
-        """What renders the conversation: the session's template, or the model's. Raises TemplateError."""
+        """The session's own template, else the model's. Raises TemplateError."""
         return self._own_template or self._lm.template
 
     @property
@@ -164,13 +164,13 @@ class Session(Generic[Model]):
 
     @property
     def question(self) -> str | None:
-        """What `retry` asks again: the `unanswered` question, else the last one, if there is one."""
+        """The question that `retry` asks again: the `unanswered` one, else the last, if there is one."""
         question = self._history.unanswered or next(iter(self._history.turns[-2:-1]), None)
         return None if question is None else question_text(question)
 
     @property
     def open_calls(self) -> tuple[ToolCall, ...]:
-        """The tools that the last reply called, whose answers `answer` gives."""
+        """The last reply's calls of tools, which `answer` answers."""
         return self._history.open_calls
 
     @property
@@ -197,8 +197,14 @@ class Session(Generic[Model]):
         self._overrides, self._defaults = {}, {}
         self._record({"type": "settings", "settings": settings.record})
 
+    @property
+    def switches(self) -> Switches:
+        """The variables of the template that the settings give."""
+        given = self.settings
+        return {"thinking": given.thinking, "reasoning_effort": given.reasoning_effort, "tools": given.offered}
+
     def offer(self, tools: Sequence[Definition]) -> None:
-        """Tells the model of tools from now on. Raises UsageError if they are none, or the template takes none."""
+        """Offers tools to the model from now on. Raises UsageError for bad tools, and if the template takes none."""
         kept = replace(self._history.settings, tools=tuple(tools))
         if tools:
             self.template.tool_use(kept.tools, AUTO, self._lm.tokenizer)
@@ -207,14 +213,14 @@ class Session(Generic[Model]):
 
     @property
     def tool_use(self) -> ToolUse | None:
-        """What finds the calls of the next reply. Raises as `ChatTemplate.tool_use` does."""
+        """Finds the calls of the next reply; None without tools. Raises as `ChatTemplate.tool_use` does."""
         settings = self.settings
         if not settings.offered:
             return None
         return self.template.tool_use(settings.tools, settings.tool_choice, self._lm.tokenizer)
 
     def origin(self, name: str) -> Literal["option", "session", "file", "default"]:
-        """Who gave a setting its value: `override`'s given, the events, `override`'s defaults, or nobody."""
+        """The origin of a setting's value: `override`'s given, the events, `override`'s defaults, or none of them."""
         if name in self._overrides:
             return "option"
         if name in self._history.settings.record:
@@ -222,7 +228,7 @@ class Session(Generic[Model]):
         return "file" if name in self._defaults else "default"
 
     def change(self, name: str, text: str) -> None:
-        """Changes one setting for good, as a user spells it; what overrode it no longer does. Raises UsageError."""
+        """Changes one setting for good, as a user spells it, and drops its override. Raises UsageError."""
         changed = self.settings.changed(name, text)
         self._check_switches(changed)
         name = name.replace("-", "_")
@@ -233,7 +239,7 @@ class Session(Generic[Model]):
     def override(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         """Changes settings for as long as this object lives, without an event. Raises UsageError.
 
-        given: what applies whatever the events say. defaults: what applies where they say nothing.
+        given: precede the settings of the events. defaults: follow them.
         """
         self._check_switches(replace(self.settings, **{**defaults, **given}))
         self._overrides, self._defaults = dict(given), dict(defaults)
@@ -250,9 +256,9 @@ class Session(Generic[Model]):
                 journal.append(event)
 
     def preview(self, said: str | Sequence[str]) -> list[Message]:
-        """The messages that the model would be given with a question, or with the answers of the tools it called.
+        """The messages that the model would get with a question, or with the answers of the tools it called.
 
-        Raises as `send` and `answer` do; needs no weights.
+        Raises as `send` and `answer` do. Needs no weights.
         """
         self._history.turns.append(self._question(said))
         try:
@@ -265,16 +271,16 @@ class Session(Generic[Model]):
     def send(self, text: str, **run: Unpack[ReplyKeywords]) -> Iterator[ReplyEvent]:
         """Asks a question; yields the reply as it comes. Nothing happens until the first event is read.
 
-        Once `cancelled` is true the reply ends, and is kept and marked. A question without any reply, after an error or
-        an interrupt, is taken back; so is one whose reply is not read to its end. Raises what LanguageModel.stream
-        does, UsageError while another reply is being read, and ContextOverflow if the question alone does not fit.
+        Once `cancelled` is true the reply ends, and is kept and marked. A question is taken back if it gets no reply,
+        after an error or an interrupt, or if its reply is not read to the end. Raises as LanguageModel.stream does,
+        UsageError while another reply is being read, and ContextOverflow if the question alone does not fit.
         """
         return self._ask(self._question(text), **run)
 
     def answer(self, results: Sequence[str], **run: Unpack[ReplyKeywords]) -> Iterator[ReplyEvent]:
-        """Gives the answers of the tools that the last reply called, one for each of `open_calls`.
+        """Answers the last reply's calls of tools, one for each of `open_calls`.
 
-        Otherwise as `send`. Raises UsageError for another number of them.
+        Otherwise as `send`. Raises UsageError for another number of answers.
         """
         return self._ask(self._question(results), **run)
 
@@ -315,9 +321,9 @@ class Session(Generic[Model]):
         return fork
 
     def successor(self, events: Sequence[Record] | None = None) -> Session[Model]:
-        """Another session with the same model and overrides, and this one's system message and settings, or `events`.
+        """Another session with this model, overrides and cache: of `events`, or of this system message and settings.
 
-        Shares the cache. Raises InputError if they are not a session's.
+        Raises InputError for other events than a session's.
         """
         if events is None:
             other = Session(self._lm, self.system, self._history.settings, template=self._own_template)
@@ -331,32 +337,23 @@ class Session(Generic[Model]):
         other.share_cache(self)
 
     def share_cache(self, other: Session[Model]) -> None:
-        """Uses the cache of another session of the same model, so that their common prefix is not run again.
-
-        With another model nothing happens.
-        """
+        """Uses the cache of another session of the same model, which saves running the common prefix."""
         if other._lm is self._lm:
             self._cache = other._cache
 
     def prompt(self) -> list[int]:
-        """Token ids that the model would be given now."""
+        """Token ids that the model would get now."""
         return self._rendered(self._history.hidden)
 
     @property
     def used(self) -> int:
-        """How many tokens of the context the conversation takes."""
+        """The number of tokens that the conversation takes of the context."""
         if self._measured[0] != len(self.events):
             self._measured = len(self.events), len(self.prompt()) if self.messages else 0
         return self._measured[1]
 
     def _rendered(self, hidden: int) -> list[int]:
-        return self.template.render(
-            self._history.messages(hidden),
-            self._lm.tokenizer,
-            thinking=self.settings.thinking,
-            reasoning_effort=self.settings.reasoning_effort,
-            tools=self.settings.offered,
-        )
+        return self.template.render(self._history.messages(hidden), self._lm.tokenizer, **self.switches)
 
     def _last_question(self, purpose: str) -> Record:
         self._check_ended()
@@ -390,7 +387,7 @@ class Session(Generic[Model]):
         for event in self._lm.stream(
             prompt,
             sampling,
-            # Whole turns are dropped before a reply: amid it the model would lose its own thread.
+            # Turns are dropped before a reply, never during one.
             replace(stopping, overflow="stop") if stopping.overflow == "shift" else stopping,
             cache=self._cache,
             constraint=self.settings.constraint,
@@ -407,7 +404,7 @@ class Session(Generic[Model]):
             yield event
 
     def _fitting(self) -> tuple[int, list[int]]:
-        """How many messages must be hidden for a reply to fit, and the prompt without them.
+        """The number of messages to hide for a reply to fit, and the prompt without them.
 
         Hides turns until half of the context is free: hiding makes the cache useless, so it must be rare.
         """
@@ -420,20 +417,18 @@ class Session(Generic[Model]):
         starts = [
             start
             for start in range(self._history.hidden, len(self._history.turns), 2)
-            if self._history.turns[start]["role"] == "user"  # an answer of a tool needs its call
+            if self._history.turns[start]["role"] == "user"  # a tool's answer needs its call
         ]
         first = bisect_left(starts, True, lo=1, key=lambda start: len(self._rendered(start)) <= size // 2)
         hidden = starts[min(first, len(starts) - 1)]
         return hidden, self._rendered(hidden)
 
     def _next_sampling(self) -> SamplingConfig:
-        """The sampling of the next reply; a seed that was set counts up, so that a retry gives another reply."""
+        """The sampling of the next reply. A seed that was set counts up, so that a retry gives another reply."""
         sampling = self.settings.sampling(self._lm.sampling_defaults)
-        return (
-            sampling
-            if sampling.seed is None
-            else replace(sampling, seed=(sampling.seed + self._history.replies) % 2**64)
-        )
+        if sampling.seed is None:
+            return sampling
+        return replace(sampling, seed=(sampling.seed + self._history.replies) % 2**64)
 
     def _reply(self, text: str, finished: Finished, hidden: int, sampling: SamplingConfig) -> dict[str, Any]:
         return {

@@ -13,12 +13,12 @@ from gptcli.files import lock
 
 
 def state_path() -> Path:
-    """Where the directory of history and sessions is, or would be."""
+    """The path of the directory of history and sessions, which need not exist."""
     return Path(platformdirs.user_state_dir("gptcli", appauthor=False))
 
 
 def state_directory() -> Path:
-    """The directory of history and sessions, which only its owner may read, made if need be. Raises OutputError."""
+    """The directory of history and sessions, made if need be, private to its owner. Raises OutputError."""
     directory = state_path()
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -35,9 +35,9 @@ def state_directory() -> Path:
 
 
 class AppendOnlyFile:
-    """A private file that grows by whole lines. Lines that could not be written stay pending, and are tried again.
+    """A private file that grows by whole lines. Lines that could not be written are tried again with the next.
 
-    problem: why the last write failed; None when everything is written.
+    problem: why the last write failed; None if everything is written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,7 +55,7 @@ class AppendOnlyFile:
         return lock(self._descriptor)
 
     def is_at(self, path: Path) -> bool:
-        """Whether this is still the file at a path, and not one that was removed or renamed."""
+        """Whether this is still the file at a path, neither removed nor renamed."""
         try:
             return os.path.samestat(os.fstat(self._descriptor), path.lstat())
         except FileNotFoundError:
@@ -77,7 +77,7 @@ class AppendOnlyFile:
         self._write()
 
     def sync(self) -> None:
-        """Writes what is pending, and waits until all of it is on disk."""
+        """Writes pending lines, and waits until all of the file is on disk."""
         self._write()
         if self.problem is None:
             try:

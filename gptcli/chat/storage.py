@@ -1,4 +1,4 @@
-"""Sessions on disk: one file of JSON lines each, one line per event, locked while in use."""
+"""Sessions on disk: a file of JSON lines for each, a line for each event, locked while in use."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _CONTINUE = "gptcli chat --session"
 
 
 class SessionFile:
-    """The file that a session's events go to. Nothing is written before the first message.
+    """The file of a session's events. Nothing is written before the first message.
 
-    problem: why the last write failed, for a warning; None when everything is written. Failed writes are tried again.
+    problem: why the last write failed; None if everything is written. Failed writes are tried again.
     """
 
     def __init__(self, name: str | None = None) -> None:
-        """A new session, named after the current time by default.
+        """A new session, by default named by the current time.
 
-        Raises UsageError for a bad or taken name, and OutputError if there can be no state directory.
+        Raises UsageError for a bad or taken name, and OutputError if the state directory cannot be used.
         """
         self.path = _path(unused_name(_now()) if name is None else name)
         if _is_taken(self.path):
@@ -50,8 +50,8 @@ class SessionFile:
     def open(cls, name: str, *, create: bool = False) -> Self:
         """Opens a session on disk for this process alone.
 
-        create: begins one that is missing. Its file, which reserves the name, is removed if no message comes.
-        Raises InputError if it is missing or damaged, and OutputError if another process has it open.
+        create: begins a missing one. Its file, which reserves the name, is removed if no message comes. Raises
+        InputError if it is missing or damaged, and OutputError if another process has it open.
         """
         path = _path(name) if create else _existing(name)
         session = cls()
@@ -64,7 +64,7 @@ class SessionFile:
             session.repaired = whole < len(data)
             if session.repaired:
                 file.truncate(whole)
-        except BaseException:  # also Ctrl-C: an open file would stay locked
+        except BaseException:  # Ctrl-C too: an open file would stay locked
             file.close()
             raise
         return session
@@ -75,7 +75,7 @@ class SessionFile:
         return self.path.name.removesuffix(_SUFFIX)
 
     def append(self, event: Record) -> None:
-        """Takes the next event."""
+        """Writes the next event, once there is a message."""
         self.events.append(event)
         if self._begun:
             if self._file is not None:
@@ -124,7 +124,7 @@ class SessionFile:
         file.close()
 
     def _begin(self) -> None:
-        """Writes the events so far, to a file with another name if another process took this one meanwhile."""
+        """Writes the events so far, under another name if another process took this one meanwhile."""
         file = self._file
         try:
             if file is None:
@@ -147,7 +147,7 @@ class SessionFile:
 
 @dataclass(frozen=True)
 class StoredSession:
-    """A line of the listing: a session's number of turns, last model and first question, or why it cannot be read."""
+    """A row of the list of sessions. model: the last. question: the first. error: why it cannot be read."""
 
     name: str
     modified: datetime.datetime
@@ -158,14 +158,14 @@ class StoredSession:
 
 
 def read_session(name: str) -> list[Record]:
-    """The events of a session, also one that is open elsewhere. Raises InputError if it is missing or damaged."""
+    """The events of a session, even if it is open elsewhere. Raises InputError if it is missing or damaged."""
     path = _existing(name)
     with open_regular(path) as file:
         return _parsed(file.read(), path)[0]
 
 
 def session_names() -> list[str]:
-    """Names of all sessions in which something was said, the most recently used first."""
+    """Names of all sessions with a message, the most recently used first."""
     modified = dict[str, int]()
     if not os.path.lexists(state_path()):  # listing makes no directory
         return []
@@ -212,15 +212,15 @@ def delete_session(name: str) -> None:
     try:
         file = _opened_alone(path, name)
     except OutputError as error:
-        raise OutputError(error.message) from None  # a copy would be no way out
+        raise OutputError(error.message) from None  # without the hint: a copy does not help
     with contextlib.closing(file):
         _remove(path)
 
 
 def last_model(events: Sequence[Record]) -> tuple[str, str]:
-    """The name or path of the model that replied last, and its fingerprint; empty strings if none has replied.
+    """The name or path of the model that replied last, and its fingerprint; empty strings without a reply.
 
-    A model that only stood in for the session's own does not count.
+    A borrowed model does not count.
     """
     for event in reversed(events):
         if "model" in event and not event.get("borrowed"):
@@ -274,7 +274,7 @@ def _opened_alone(path: Path, name: str) -> AppendOnlyFile:
 
 
 def _is_taken(path: Path) -> bool:
-    """Whether this is the file of a session, or reserved for one. A killed process may leave an empty one unlocked."""
+    """Whether this is the file of a session, or reserved for one. A killed process may leave it empty and unlocked."""
     if not os.path.lexists(path):
         return False
     if path.is_symlink() or not path.is_file() or path.stat().st_size:
@@ -298,7 +298,7 @@ def _now() -> str:
 
 
 def _parsed(data: bytes, path: Path) -> tuple[list[Record], int]:
-    """The events, and how many bytes they take: an incomplete last line does not count. Raises InputError."""
+    """The events and the number of their bytes, without an incomplete last line. Raises InputError."""
     events, whole = list[Record](), 0
     *lines, rest = data.split(b"\n")
     for number, line in enumerate(lines, 1):

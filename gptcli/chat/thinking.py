@@ -1,4 +1,4 @@
-"""Separates what a model thinks, between `<think>` and `</think>`, from its answer."""
+"""Separates a model's thoughts, between `<think>` and `</think>`, from its answer."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from gptcli.tools.thought_tags import CLOSING, OPENING, overlap
 
 
 def opens_thoughts(session: Session[Model]) -> bool:
-    """Whether the template itself ends the prompt with the opening tag, so that the reply begins inside thoughts."""
+    """Whether the template ends the prompt with the opening tag, so that the reply begins in thoughts."""
     if OPENING not in session.template.source:
         return False
     return prompt_opens_thoughts(session.prompt(), session.lm.tokenizer)
 
 
 class Thoughts:
-    """Splits a reply as it comes. Thoughts are at its beginning only: later tags are plain text.
+    """Splits a reply as it comes. Thoughts are at its beginning only; later tags are text.
 
-    inside: whether the prompt has opened the thoughts, as in some templates.
+    inside: whether the prompt has opened the thoughts.
     """
 
     def __init__(self, *, inside: bool = False) -> None:
-        self._next_tag = CLOSING if inside else OPENING  # empty once there is none to find
+        self._next_tag = CLOSING if inside else OPENING  # empty once none is wanted
         self._after_tag = inside  # newlines here belong to the tag
         self._pending = ""
 
     def push(self, text: str) -> Iterator[tuple[str, bool]]:
-        """The next (text, whether it is a thought); a possible beginning of a tag stays pending."""
+        """The next texts, each with whether it is a thought. A possible beginning of a tag stays pending."""
         self._pending += text
         if self._next_tag == OPENING:
             start = self._pending.lstrip()
@@ -63,6 +63,6 @@ class Thoughts:
 
 
 def without_thoughts(reply: str, *, inside: bool = False) -> str:
-    """The answer alone. inside: as in `Thoughts`; then a reply without the closing tag is all answer."""
+    """The answer alone. inside: as in `Thoughts`, but a reply without the closing tag is all answer."""
     thoughts = Thoughts(inside=inside and CLOSING in reply)
     return "".join(text for text, thought in [*thoughts.push(reply), *thoughts.flush()] if not thought)

@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's format: which of our layers each of their matrices belongs to, and how they are applied."""
+"""LoRA adapters in PEFT's format: which of our layers their matrices belong to, and how they are applied."""
 
 from __future__ import annotations
 
@@ -17,14 +17,7 @@ from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.cook import reordered_rows
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import WeightPlan
-from gptcli.checkpoint.recipes import (
-    Concat,
-    Recipe,
-    ReorderedRows,
-    Take,
-    Transposed,
-    sources,
-)
+from gptcli.checkpoint.recipes import Concat, Recipe, ReorderedRows, Take, Transposed, sources
 from gptcli.checkpoint.registry import architecture_of
 from gptcli.checkpoint.safetensors_header import read_header
 from gptcli.checkpoint.tensor_source import TensorSource
@@ -34,7 +27,7 @@ from gptcli.model.adapted_linear import AdaptedLinear
 from gptcli.model.decoder import Decoder
 
 PREFIX = "base_model.model."
-# Fields of adapter_config.json that change nothing of what an adapter computes, or only while it is trained.
+# Fields of adapter_config.json without effect on what a trained adapter computes, or read below.
 _WITHOUT_EFFECT = frozenset(
     """
     alpha_pattern auto_mapping base_model_name_or_path bias corda_config ensure_weight_tying eva_config
@@ -44,15 +37,15 @@ _WITHOUT_EFFECT = frozenset(
     """.split()
 )
 # Initializations that leave the base weights alone. PiSSA, OLoRA and others change those.
-_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
+_INITIALIZATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 _KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The modules whose rows a layer has, one after another, and the order it has them in; None as they come.
+    """The modules whose rows a layer joins, by their names in transformers, each with its count of rows.
 
-    modules: by their names in transformers, with their counts of rows.
+    order: indices of the joined rows, in the layer's order; None: as joined.
     """
 
     modules: tuple[tuple[str, int], ...]
@@ -74,7 +67,7 @@ def adaptable(folder: ModelFolder) -> dict[str, Rows]:
 
 
 def _rows(recipe: Recipe, folder: ModelFolder) -> Rows | None:
-    """The tensors whose rows a matrix has; None if it is made in another way."""
+    """The tensors whose rows a matrix joins; None if it is made in another way."""
     match recipe:
         case Take(name) | Transposed(Take(name)):
             return Rows(((name, folder.parameter_shape(recipe)[0]),))
@@ -83,13 +76,15 @@ def _rows(recipe: Recipe, folder: ModelFolder) -> Rows | None:
             known = [part for part in parts if part is not None]
             if len(known) < len(parts):
                 return None
+            modules = tuple(each for part in known for each in part.modules)
+            if all(part.order is None for part in known):
+                return Rows(modules)
             start, orders = 0, []
             for part in known:
                 count = sum(rows for _, rows in part.modules)
                 orders.append(start + (torch.arange(count) if part.order is None else part.order))
                 start += count
-            ordered = any(part.order is not None for part in known)
-            return Rows(tuple(each for part in known for each in part.modules), torch.cat(orders) if ordered else None)
+            return Rows(modules, torch.cat(orders))
         case ReorderedRows(operand):
             inner = _rows(operand, folder)
             if inner is None:
@@ -100,7 +95,7 @@ def _rows(recipe: Recipe, folder: ModelFolder) -> Rows | None:
 
 
 def _canonical_names(folder: ModelFolder) -> dict[str, str]:
-    """The names of the checkpoint's tensors as transformers' classes save them, by what they are called here."""
+    """The names that transformers' classes save the checkpoint's tensors under, by the names here."""
     names = {name: name for name in folder.weights}
     with contextlib.suppress(GptcliError):
         canonical = architecture_of(HfConfig(folder.config), ()).parameters
@@ -153,9 +148,9 @@ def _check(config: Mapping[str, Any], path: Path) -> None:
         raise UnsupportedArchitecture(f"{where}: peft_type {config.get('peft_type')!r} is not supported: LORA is")
     if config.get("bias", "none") != "none":
         raise UnsupportedArchitecture(f"{where}: bias = {config['bias']!r} is not supported")
-    if (beginning := config.get("init_lora_weights")) not in _BEGINNINGS:
+    if (kind := config.get("init_lora_weights")) not in _INITIALIZATIONS:
         raise UnsupportedArchitecture(
-            f"{where}: init_lora_weights = {str(beginning)[:60]!r} is not supported: it changes the base weights",
+            f"{where}: init_lora_weights = {str(kind)[:60]!r} is not supported: it changes the base weights",
             "PEFT's save_pretrained(path_initial_model_for_weight_conversion=...) writes a plain adapter",
         )
     for name, value in config.items():
@@ -171,7 +166,7 @@ def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
 
 
 def _of_module(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The value of the first key that a module's name ends with, as PEFT finds it."""
+    """The value of the first key, a regular expression, that matches the end of a module's name: PEFT's rule."""
     return next((value for key, value in pattern.items() if re.fullmatch(rf"(.*\.)?({key})", module)), default)
 
 
@@ -183,7 +178,7 @@ def apply_adapters(decoder: Decoder, folder: ModelFolder, adapters: Sequence[Ada
 
 
 def updates_of(folder: ModelFolder, adapters: Sequence[Adapter]) -> dict[str, tuple[Tensor, Tensor]]:
-    """The factors of the whole update of each layer that has one, by its path: down (R, columns) and up (rows, R).
+    """The factors of each layer's whole update, by the layer's path: down (R, columns) and up (rows, R).
 
     Raises BrokenCheckpoint for an adapter of another model.
     """
@@ -202,7 +197,7 @@ def updates_of(folder: ModelFolder, adapters: Sequence[Adapter]) -> dict[str, tu
 
 
 def _joined(rows: Rows, adapter: Adapter) -> tuple[Tensor, Tensor] | None:
-    """The factors of a layer's whole update: those of its modules, each for its own rows."""
+    """The factors of a layer's whole update, joined from those of its modules, each for its own rows."""
     chosen = [(module, count, *adapter.updates[module]) for module, count in rows.modules if module in adapter.updates]
     if not chosen:
         return None

@@ -1,4 +1,4 @@
-"""Makes values of a checkpoint's tensors, as recipes say."""
+"""Carries out recipes: makes values from a checkpoint's tensors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from gptcli.quant.packed import PackedWeight, alike, concat_rows, stack
 
 
 def cook(recipe: Recipe, source: TensorSource) -> Tensor | PackedWeight:
-    """What a recipe makes of a checkpoint's tensors. Raises as `TensorSource.weight` does."""
+    """The value that a recipe makes from a checkpoint's tensors. Raises as `TensorSource.weight` does."""
     match recipe:
         case Take(name):
             return source.weight(name)
@@ -72,7 +72,7 @@ def cook(recipe: Recipe, source: TensorSource) -> Tensor | PackedWeight:
 
 
 def stored_apart(recipe: Recipe, source: TensorSource) -> tuple[Recipe, ...]:
-    """Recipes of rows that a recipe joins and that are stored in several forms; else the recipe alone."""
+    """The operands of a recipe that joins rows stored in several forms; else the recipe alone."""
     whole = recipe
     if isinstance(recipe, Part):
         whole = _of_operands(recipe, source) or recipe
@@ -88,7 +88,7 @@ def evens_then_odds(count: int) -> Tensor:
 
 
 def _part(recipe: Part, source: TensorSource) -> Tensor | PackedWeight:
-    """Asks the operand's own operands for their parts where that is the same, to read no more than these."""
+    """Cooks parts of the operand's own operands where that gives the same, so that only these are read."""
     axis, ranges = recipe.axis, recipe.ranges
     if isinstance(recipe.operand, Take) and isinstance(source.stored(recipe.operand.name), Dense):
         return source.part(recipe.operand.name, axis, ranges)
@@ -104,7 +104,7 @@ def _part(recipe: Part, source: TensorSource) -> Tensor | PackedWeight:
 
 
 def _of_operands(recipe: Part, source: TensorSource) -> Recipe | None:
-    """The same part as a recipe of parts of its operand's own operands, if there are such."""
+    """The same as a recipe of parts of the operand's own operands; None if there is none."""
     axis, ranges = recipe.axis, recipe.ranges
     match recipe.operand:
         case Concat(operands, joined):
@@ -121,7 +121,7 @@ def _of_operands(recipe: Part, source: TensorSource) -> Recipe | None:
 
 
 def _overlaps(operands: tuple[Recipe, ...], axis: int, ranges: Ranges, source: TensorSource) -> tuple[Recipe, ...]:
-    """The parts of operands, joined along an axis, that are in ranges of the whole."""
+    """The parts of operands joined along an axis that fall in ranges of the whole."""
     parts, first = [], 0
     for operand in operands:
         end = first + shape(operand, source.stored)[axis]
@@ -133,7 +133,7 @@ def _overlaps(operands: tuple[Recipe, ...], axis: int, ranges: Ranges, source: T
 
 
 def dense(value: Tensor | PackedWeight) -> Tensor:
-    """A value as a tensor: in fp32 if it is packed, else as it is."""
+    """A value as a tensor: packed ones become fp32, tensors stay."""
     return value.dequantize(torch.float32) if isinstance(value, PackedWeight) else value
 
 
@@ -147,7 +147,7 @@ def _joined(
     join_packed: Callable[[list[PackedWeight]], PackedWeight],
     join_dense: Callable[[list[Tensor]], Tensor],
 ) -> Tensor | PackedWeight:
-    """Several values as one, which stays packed if all are packed alike."""
+    """Several values joined; the result stays packed if all are packed alike."""
     packed = [value for value in values if isinstance(value, PackedWeight)]
     if len(packed) == len(values) and alike(packed):
         return join_packed(packed)
@@ -160,7 +160,7 @@ def rows_of(value: Tensor | PackedWeight, indices: Tensor) -> Tensor | PackedWei
 
 
 def reordered_rows(recipe: PairsToHalves | HeadsToQkv | GroupsToParts, rows: int) -> Tensor:
-    """The order in which a recipe takes so many rows of its operand: their indices, (rows,)."""
+    """The indices, (rows,), of its operand's rows in a recipe's order."""
     indices = torch.arange(rows)
     match recipe:
         case PairsToHalves():
@@ -172,7 +172,7 @@ def reordered_rows(recipe: PairsToHalves | HeadsToQkv | GroupsToParts, rows: int
 
 
 def _pairs_to_halves(recipe: PairsToHalves, rows: Tensor) -> Tensor:
-    """Row indices of heads and others; of the `dim` that turn in each of the heads, even ones now precede odd ones."""
+    """Row indices (rows,): even ones precede odd ones among each head's `dim` rotated rows; others stay."""
     heads, rest = rows.view(recipe.heads + recipe.others, -1).tensor_split([recipe.heads])
     before, turned, after = heads.tensor_split([recipe.skipped, recipe.skipped + recipe.dim], dim=1)
     ordered = torch.cat([before, turned[:, ::2], turned[:, 1::2], after], dim=1)
@@ -180,7 +180,7 @@ def _pairs_to_halves(recipe: PairsToHalves, rows: Tensor) -> Tensor:
 
 
 def _heads_to_qkv(recipe: HeadsToQkv, rows: Tensor) -> Tensor:
-    """Row indices (rows,), now those of q, then of k, then of v."""
+    """Row indices (rows,): those of q, then of k, then of v."""
     queries = recipe.queries
     q, first, second = rows.view(recipe.groups, queries + 2, -1).tensor_split([queries, queries + 1], dim=1)
     k, v = (second, first) if recipe.values_first else (first, second)
@@ -188,7 +188,7 @@ def _heads_to_qkv(recipe: HeadsToQkv, rows: Tensor) -> Tensor:
 
 
 def _groups_to_parts(recipe: GroupsToParts, rows: Tensor) -> Tensor:
-    """Row indices (rows,), now those of one part in all groups, then of the next."""
+    """Row indices (rows,): those of one part in all groups, then of the next."""
     grouped = rows.view(recipe.groups, -1)
     unit = grouped.shape[1] // sum(recipe.parts)
     parts = torch.split(grouped, [unit * part for part in recipe.parts], 1)

@@ -1,4 +1,4 @@
-"""A model's directory or GGUF file: its config, its tensors and weights by name, and its architecture. No torch."""
+"""A model's directory or GGUF file: its config, tensors and weights by name, and architecture. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.formats import Dense, Gptq, Shape, Stored, check_floats, is_expanded, stored_weights
 from gptcli.checkpoint.generation_config import GENERATION_FIELDS, GGUF_METADATA, generation_source
 from gptcli.checkpoint.not_a_model import refuse_adapter, refuse_pickle
-from gptcli.checkpoint.recipes import Architecture, Recipe, shape, sources
+from gptcli.checkpoint.recipes import Architecture, Recipe, shape
 from gptcli.checkpoint.registry import architecture_of
 from gptcli.checkpoint.safetensors_header import TensorInfo, read_header
 from gptcli.errors import BrokenCheckpoint, ModelNotFound
@@ -21,6 +21,7 @@ from gptcli.files import NotJson, is_gguf, is_there, read_json
 from gptcli.model_notes import Note
 
 if TYPE_CHECKING:
+    from gptcli.checkpoint.kept_headers import HeaderSlot
     from gptcli.gguf.model import GgufModel
 
 _AHEAD = "layers that predict tokens further ahead, and that nothing uses"
@@ -29,9 +30,10 @@ _TEXT_ALONE = Note("text alone goes in, though the model reads images too")
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """An opened model directory, or a GGUF file, which is read as one.
+    """An opened model directory, or a GGUF file read as one.
 
-    generation_config: None if there is none that can be read, as in transformers.
+    generation_config: None if it is missing or no JSON, as in transformers. gguf: the opened file; None if a kept
+    header was read instead. unkept: the slot for `keep`.
     """
 
     path: Path
@@ -40,7 +42,9 @@ class ModelFolder:
     tensors: dict[str, TensorInfo]
     not_in_shards: tuple[str, ...] = ()  # tensors that the index names and no file has
     reading_notes: list[Note] = field(default_factory=list)
+    is_gguf: bool = False
     gguf: GgufModel | None = field(default=None, compare=False)
+    unkept: HeaderSlot | None = field(default=None, compare=False)
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -61,7 +65,12 @@ class ModelFolder:
 
     @classmethod
     def _open_gguf(cls, path: Path) -> Self:
-        from gptcli.gguf.model import read_model  # which most models do without
+        from gptcli.checkpoint.kept_headers import header_slot, kept_header  # most models need none of it
+
+        slot = header_slot(path)
+        if slot is not None and (kept := kept_header(slot)) is not None:
+            return cls(path, kept.config, kept.generation_config, kept.tensors, (), kept.notes, is_gguf=True)
+        from gptcli.gguf.model import read_model
 
         model = read_model(path)
         tensors = {
@@ -73,15 +82,23 @@ class ModelFolder:
             notes.append(_TEXT_ALONE)
         if model.ahead:
             notes.append(Note(_AHEAD, tuple(f"blk.{layer}" for layer in model.ahead)))
-        folder = cls(path, model.config, model.generation_config, tensors, (), notes, model)
+        folder = cls(path, model.config, model.generation_config, tensors, (), notes, True, model, slot)
         if kinds := sorted({stored.about for stored in folder.weights.values() if is_expanded(stored)}):
             what = "expanded in memory, for nothing multiplies with them as stored: blocks of type"
             notes.append(Note(what, tuple(kinds)))
         return folder
 
+    def keep(self) -> None:
+        """Keeps a GGUF file's header, which makes the next start faster."""
+        if self.unkept is not None:
+            from gptcli.checkpoint.kept_headers import ReadFile, keep_header
+
+            generation_config = self.generation_config or {}
+            keep_header(self.unkept, ReadFile(self.config, generation_config, self.tensors, self.reading_notes))
+
     @cached_property
     def notes(self) -> list[Note]:
-        """What of the files has no effect on the decoder. Raises as `architecture` does."""
+        """Notes on what in the files has no effect on the decoder. Raises as `architecture` does."""
         read_there = GENERATION_FIELDS if generation_source(self)[0] == "config.json" else ()
         fields = tuple(name for name in self.architecture.left_over if name not in read_there)
         left_over = {
@@ -100,14 +117,14 @@ class ModelFolder:
 
     @cached_property
     def architecture(self) -> Architecture:
-        """The decoder described here. All tensors that it needs are there, and none that show another decoder.
+        """The decoder that the config describes, checked against the tensors: none is missing or of another decoder.
 
         Raises UnsupportedArchitecture or BrokenCheckpoint.
         """
-        where = str(self.path) if self.gguf else "config.json"
+        where = str(self.path) if self.is_gguf else "config.json"
         architecture = architecture_of(HfConfig(self.config, where), self.weights)
         self._check_complete(architecture)
-        _ = self.stop_ids  # raises for what is no id
+        _ = self.stop_ids  # raises for invalid ids
         return architecture
 
     @cached_property
@@ -123,7 +140,7 @@ class ModelFolder:
     def bytes_for_kernels(self, expanded_bytes: int) -> int:
         """Bytes of the weights in memory where kernels multiply with them as stored.
 
-        expanded_bytes: of a number of those of ggml's blocks that are not.
+        expanded_bytes: bytes per number of the weights that must be expanded.
         """
         expanded = (stored for stored in self.weights.values() if is_expanded(stored))
         return self.weight_bytes + sum(
@@ -139,20 +156,20 @@ class ModelFolder:
     def stop_ids(self) -> dict[str, tuple[int, ...]]:
         """Ids that end a generation, by the name of the file that lists them."""
         sources = {"config.json": self.config, "generation_config.json": self.generation_config or {}}
-        if self.gguf:
+        if self.is_gguf:
             sources = {GGUF_METADATA: self.generation_config or {}}
         return {name: ids for name, fields in sources.items() if (ids := _eos_ids(fields, name))}
 
     @property
     def _stops_outside(self) -> list[int]:
-        """Ids that should end a generation and that no text can have."""
+        """Ids that should end a generation but are outside the vocabulary."""
         size = self.architecture.config.vocab_size
         return sorted({id for ids in self.stop_ids.values() for id in ids if id >= size})
 
     @property
     def surplus_biases(self) -> list[str]:
         """Biases of GPTQ's modules that the decoder does not have: some converters write zeros there."""
-        used = {name for recipe in self.architecture.parameters.values() for name in sources(recipe)}
+        used = self.architecture.tensors
         modules = (name.removesuffix("weight") for name, stored in self.weights.items() if isinstance(stored, Gptq))
         return [bias for module in modules if (bias := f"{module}bias") in self.weights and bias not in used]
 
@@ -166,7 +183,7 @@ class ModelFolder:
         )
 
     def _check_complete(self, architecture: Architecture) -> None:
-        wanted = {name: None for recipe in architecture.parameters.values() for name in sources(recipe)}
+        wanted = architecture.tensors
         missing = [name for name in wanted if name not in self.weights]
         if missing:
             raise BrokenCheckpoint(_listed("tensors are missing from the weights", missing))
@@ -175,18 +192,17 @@ class ModelFolder:
                 check_floats(name, self.tensors)
         unused = self._unused(architecture)
         used = {_without_numbers(name) for name in wanted}
-        other = [name for name in unused if self.gguf or _is_bias_of(name, wanted) or _without_numbers(name) in used]
+        other = [name for name in unused if self.is_gguf or _is_bias_of(name, wanted) or _without_numbers(name) in used]
         if other:
             raise BrokenCheckpoint(_listed("tensors that the architecture does not use", other))
 
     def _unused(self, architecture: Architecture) -> list[str]:
-        """Tensors that nothing uses, except those that the family and its packed formats always leave unused."""
-        wanted = {name for recipe in architecture.parameters.values() for name in sources(recipe)}
+        """Tensors that nothing uses, except those that the family or a packed format always leaves unused."""
         suffixes, prefixes = architecture.unused_suffixes, (*architecture.unused_prefixes, *architecture.ahead)
         return [
             name
             for name in self.weights
-            if name not in wanted
+            if name not in architecture.tensors
             and not name.endswith(suffixes)
             and not name.startswith(prefixes)
             and not isinstance(self.weights.get(name.removesuffix("bias") + "weight"), Gptq)
@@ -210,7 +226,7 @@ def _read_generation_config(path: Path, notes: list[Note]) -> dict[str, Any] | N
 
 
 def _is_bias_of(name: str, wanted: Container[str]) -> bool:
-    """Whether this is the bias of a weight in use: then the model is not the one described."""
+    """Whether this is the bias of a weight in use, which shows that the config describes another model."""
     return name.endswith(".bias") and f"{name.removesuffix('bias')}weight" in wanted
 
 

@@ -19,9 +19,9 @@ Tensors = Mapping[str, TensorInfo]
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """How a weight of shape `shape` is stored: the names of its tensors.
+    """How a weight of this shape is stored: the names of its tensors.
 
-    unread: tensors that belong to it and are not needed. about: the format in a few words, empty if dense.
+    unread: tensors of it that are not needed. about: the format in a few words, empty if dense.
     """
 
     shape: Shape
@@ -54,7 +54,7 @@ class Mxfp4(Stored):
 
 @dataclass(frozen=True, kw_only=True)
 class Ggml(Stored):
-    """Blocks of one of ggml's types, in a GGUF file. `quant.ggml.ggml_weight` makes a weight of them."""
+    """Blocks of one of ggml's types, in a GGUF file; read by `quant.ggml.ggml_weight`."""
 
     kind: str
 
@@ -73,7 +73,7 @@ class Gptq(Stored):
 
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
-# Types of ggml's blocks that `quant.ggml_blocks`, which needs torch, has a packed weight for; others are expanded.
+# Types of ggml's blocks that `quant.ggml_blocks` (which needs torch) keeps packed; others are expanded.
 _PACKED_TYPES = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "Q4_K", "Q5_K", "Q6_K"})
 
 Finder = Callable[[dict[str, Any], Tensors], Iterator[tuple[str, Stored]]]
@@ -96,7 +96,7 @@ def stored_weights(config: dict[str, Any], tensors: Tensors) -> dict[str, Stored
 
 
 def is_expanded(stored: Stored) -> bool:
-    """Whether a weight is of a type of ggml's blocks that is kept in no packed form."""
+    """Whether a weight consists of ggml's blocks that no packed form keeps."""
     return isinstance(stored, Ggml) and stored.kind not in _PACKED_TYPES
 
 
@@ -107,7 +107,7 @@ def check_floats(name: str, tensors: Tensors) -> None:
 
 
 def _finder(config: dict[str, Any]) -> tuple[Finder, dict[str, Any]]:
-    """The function that finds the packed weights, and the settings for it."""
+    """The function that finds packed weights, and its settings."""
     mlx, other = config.get("quantization"), config.get("quantization_config")
     for name, settings in (("quantization", mlx), ("quantization_config", other)):
         if settings is not None and not isinstance(settings, dict):
@@ -299,7 +299,7 @@ def _group_size(settings: dict[str, Any], inputs: int) -> int:
 
 
 def _modules(tensors: Tensors) -> Iterator[tuple[str, Shape]]:
-    """Names of the modules that have `qweight`, `qzeros` and `scales`, and the shape of their `qweight`."""
+    """Names of the modules with `qweight`, `qzeros` and `scales`, each with its shape of `qweight`."""
     for name, info in tensors.items():
         module = name.removesuffix(".qweight")
         if module == name:

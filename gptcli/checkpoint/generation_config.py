@@ -1,6 +1,6 @@
 """Reads sampling defaults from a model's generation_config.json, or from config.json where there is none.
 
-Every field of transformers' GenerationConfig is done here, noted or without effect; a test holds the lists to it.
+Every field of transformers' GenerationConfig is applied, noted, or without effect; a test checks these lists.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ MODEL_SETTINGS = (
     *("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "no_repeat_ngram_size"),
 )
 
-_OFF = -1  # what other programs write for "off", but in the fields below
+_OFF = -1  # other programs' "off", except in the fields below
 _NEVER_OFF = {"temperature", "repetition_penalty"}
-_USUAL = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None}  # transformers' defaults, which say nothing
-_TINY_TOP_P = 1e-9  # transformers takes 0, which leaves the likeliest token alone
+_USUAL = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None}  # transformers' defaults: worth no note
+_TINY_TOP_P = 1e-9  # for transformers' 0, which leaves the likeliest token only
 
-# Fields that change a text and are not done, each with the values that mean off, as null and -1 do.
+# Fields that change a text and are not applied, each with the values that mean off besides null and -1.
 NOTED: dict[str, tuple[Any, ...]] = {
-    "max_length": (20,),  # transformers' default, for which we have our own
+    "max_length": (20,),  # transformers' default; we have our own
     "max_new_tokens": (),
     "min_length": (0,),
     "min_new_tokens": (0,),
@@ -60,7 +60,7 @@ NOTED: dict[str, tuple[Any, ...]] = {
     "force_words_ids": ([],),
 }
 
-# Fields that change no text: caches, outputs, ids that are read elsewhere, speed, and what needs beams or an encoder.
+# Fields that change no text: caches, outputs, ids that are read elsewhere, speed, beams, encoders.
 WITHOUT_EFFECT = frozenset(
     """
     use_cache cache_implementation cache_config max_cache_len prefill_chunk_size low_memory compile_config
@@ -88,14 +88,14 @@ class _Folder(Protocol):
     @property
     def generation_config(self) -> Mapping[str, Any] | None: ...
     @property
-    def gguf(self) -> object | None: ...
+    def is_gguf(self) -> bool: ...
 
 
 def generation_source(folder: _Folder) -> tuple[str, Mapping[str, Any]]:
-    """What sets how a model generates, config.json if there is no other (as in transformers); its fields."""
+    """The name and fields of the generation config; as in transformers, config.json if there is nothing else."""
     if folder.generation_config is None:
         return "config.json", folder.config
-    return GGUF_METADATA if folder.gguf else "generation_config.json", folder.generation_config
+    return GGUF_METADATA if folder.is_gguf else "generation_config.json", folder.generation_config
 
 
 def sampling_defaults(fields: Mapping[str, Any], where: str = "generation_config.json") -> dict[str, Any]:
@@ -122,7 +122,7 @@ def sampling_defaults(fields: Mapping[str, Any], where: str = "generation_config
 
 
 def generation_notes(fields: Mapping[str, Any], where: str, context: int) -> list[Note]:
-    """What a model asks of generation that is not done. A max_length of the context or more changes nothing."""
+    """Notes on what a model asks of generation and is not applied. A max_length from the context on changes nothing."""
     given = {name: value for name in NOTED if not isinstance(value := fields.get(name), Unusable)}
     asked = [name for name, value in given.items() if _is_set(name, value) and value not in NOTED[name]]
     length = fields.get("max_length")
@@ -136,12 +136,12 @@ def generation_notes(fields: Mapping[str, Any], where: str, context: int) -> lis
 
 
 def _drawn_anyway(fields: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    """The settings that are for drawing only, where a model does not say that it is drawn from."""
+    """Settings that only affect sampling, if the model does not set do_sample."""
     if fields.get("do_sample") is not None:
         return ()
     try:
         defaults = sampling_defaults(fields, where)
-    except BrokenCheckpoint:  # an error of its own
+    except BrokenCheckpoint:  # raised elsewhere
         return ()
     return tuple(name for name, usual in _USUAL.items() if defaults.get(name, usual) != usual)
 
@@ -151,7 +151,7 @@ def _is_set(name: str, value: Any) -> bool:
 
 
 def _ids(name: str, value: Any, where: str) -> tuple[Any, ...]:
-    """A field's ids, or its lists of ids, as tuples. Negative ones are of no token, and so without effect."""
+    """A field's ids, or its lists of ids, as tuples; without negative ids, which no token has."""
     if name == "bad_words_ids":
         if not isinstance(value, list) or not all(isinstance(word, list) for word in value):
             raise BrokenCheckpoint(f"{where}: {name} must be a list of lists of token ids")

@@ -1,7 +1,11 @@
-"""Fills a decoder from a checkpoint, one parameter after the other.
+"""Fills a decoder from a checkpoint, parameter by parameter. A weight's way from its file into a kernel:
 
-`cook` makes a value of the checkpoint's tensors, `_form` decides how it is multiplied, `_module` makes the layer for
-that form, and `_Slot.fill` puts it into the decoder.
+1. `TensorSource.weight` reads its tensors: a dense tensor, or a packed weight of `quant/`.
+2. `cook` applies the family's recipe: joins q, k and v, say.
+3. `_form` decides the form that it is multiplied in: dense, packed, or in the layout of torch's int4 kernel.
+4. `_module` wraps the form in a layer, such as `CompiledLinear`; `_Slot.fill` puts that into the decoder.
+5. `kernels/layers.py` hands it to `kernels/tensors.py`; `kernels/c/matrix.c` repacks it, or reads it in place.
+6. `runtime/lowering/` passes the matrix to the operations that multiply with it: `kernels/c/linear.c`.
 """
 
 from __future__ import annotations
@@ -30,12 +34,7 @@ from gptcli.model.mlp import Experts, Moe
 from gptcli.quant.affine import quantize_affine
 from gptcli.quant.dense import DenseWeight
 from gptcli.quant.ggml import GgmlWeight
-from gptcli.quant.packed import (
-    PackedEmbedding,
-    PackedExperts,
-    PackedLinear,
-    PackedWeight,
-)
+from gptcli.quant.packed import PackedEmbedding, PackedExperts, PackedLinear, PackedWeight
 from gptcli.quant.weight import StoredWeight
 
 _NEVER_ROUNDED = (".correction", ".decay", ".step_bias")
@@ -46,15 +45,15 @@ Packing = Literal["keep", "expand", "dense", "int8", "int4"]  # see WeightPlan
 
 @dataclass(frozen=True)
 class WeightPlan:
-    """Where weights go, in which precision, in which form, and what multiplies with them.
+    """The device, precision and form of weights, and what multiplies with them.
 
     dtype: of everything dense, except norms stored less 1, which stay in fp32.
-    packing: what becomes of matrices. Packed ones stay so ("keep"), or become dense: all of them ("dense"), or those
-    that no kernel below multiplies ("expand"). "int8" and "int4" also pack dense ones; int4 packs the head in 8 bits.
-    library: the CPU's kernels, for every matrix they can multiply, in fp32. They take dense ones in the precision they
-    are stored in. half: the precision that dense ones are rounded to for them instead.
+    packing: "keep" leaves packed matrices packed; "dense" expands all, "expand" those that no kernel below multiplies.
+    "int8" and "int4" also pack dense matrices; int4 packs embedding and head in 8 bits.
+    library: the CPU's kernels, for every matrix they can multiply, in fp32. They take dense ones in their stored
+    precision. half: rounds dense matrices to this for the kernels instead.
     arithmetic: the kernels' for more than a few tokens.
-    exact: whether what ggml's blocks expand to stays in fp32; else it is rounded to fp16, which takes half the memory.
+    exact: weights expanded from ggml's blocks stay in fp32; else they are rounded to fp16, half the memory.
     tinygemm: torch's int4 kernel on CUDA, for every packed matrix it can multiply, in bf16.
     """
 
@@ -74,10 +73,10 @@ def load_decoder(
     on_progress: Progress = lambda done, total: None,
     share: Share | None = None,
 ) -> Decoder:
-    """A decoder with the checkpoint's weights, or what one of several ranks holds of it.
+    """A decoder with the checkpoint's weights, or one rank's share of it.
 
-    Holds at most one parameter twice. Raises BrokenCheckpoint if a shape does not fit the config, before any weight is
-    read, and UsageError if the decoder cannot be split.
+    At most one parameter is in memory twice. Raises BrokenCheckpoint if a shape does not fit the config, before any
+    weight is read, and UsageError if the decoder cannot be split.
     """
     decoder = empty_decoder(folder)
     if share is not None:
@@ -87,7 +86,7 @@ def load_decoder(
     with TensorSource(folder) as source:
         for name, whole in folder.architecture.parameters.items():
             recipe = share.part(name, whole) if share else whole
-            # 1 + w needs more bits than w; so do choices among scores that are nearly equal, and exponents.
+            # 1 + w needs more bits than w. So do choices between nearly equal scores, and exponents.
             wide = isinstance(whole, PlusOne) or _is_never_rounded(decoder, name)
             dtype = torch.float32 if wide else plan.dtype
             slot, zero = _Slot(decoder, name, dtype), share is not None and not share.adds(name)
@@ -126,7 +125,7 @@ def empty_decoder(folder: ModelFolder) -> Decoder:
 
 @dataclass(frozen=True)
 class _Slot:
-    """A parameter of the decoder that waits for its value. dtype: its precision if it becomes dense."""
+    """A parameter of the decoder, to be filled. dtype: its precision if it becomes dense."""
 
     decoder: Decoder
     name: str
@@ -139,22 +138,22 @@ class _Slot:
 
     @property
     def multiplied_by(self) -> Linear | Embedding | Experts | None:
-        """The module that multiplies with it, if it is a matrix: not a bias, a norm, or positions, which are added."""
+        """The module that multiplies with it; None for biases, norms, and positions, which are added."""
         module = self.decoder.get_submodule(self.path)
         is_matrix = self.name.endswith(".weight") and self.path != "positions"
         return module if is_matrix and isinstance(module, Linear | Embedding | Experts) else None
 
     def is_joined(self, plan: WeightPlan) -> bool:
-        """Whether what multiplies with it can have its rows in several forms."""
+        """Whether its module can have rows in several forms."""
         return plan.library is not None and plan.packing != "dense" and isinstance(self.multiplied_by, Linear)
 
     @property
     def chooses_experts(self) -> bool:
-        """Such weights are small, and a wrong choice costs more than a wrong digit, so they are never rounded."""
+        """Whether it is a router's or a gate's weight: these are small and decide much, so they are never rounded."""
         return self.name.endswith(("router.weight", "shared_gate.weight"))
 
     def fill(self, holder: nn.Parameter | nn.Module) -> None:
-        """Sets the parameter, or replaces its module by one that holds the value in another form."""
+        """Sets the parameter, or replaces its module by one with the value in another form."""
         if isinstance(holder, nn.Parameter):
             setattr(self.decoder.get_submodule(self.path), self.name.rsplit(".", 1)[1], holder)
         else:
@@ -163,21 +162,21 @@ class _Slot:
 
 @dataclass(frozen=True)
 class _Value:
-    """What a parameter is made of, or some of its rows. of_blocks: whether that was ggml's blocks."""
+    """A parameter's value, or that of some of its rows. of_blocks: whether it was stored in ggml's blocks."""
 
     content: Tensor | PackedWeight
     of_blocks: bool
 
 
 def _value(recipe: Recipe, source: TensorSource, zero: bool) -> _Value:
-    """zero: zeros in the place of what the recipe makes."""
+    """zero: replaces the recipe's result by zeros."""
     content = cook(recipe, source)
     of_blocks = any(isinstance(source.stored(name), Ggml) for name in sources(recipe))
     return _Value(torch.zeros_like(dense(content)) if zero else content, of_blocks)
 
 
 def _holder(slot: _Slot, value: _Value, plan: WeightPlan) -> nn.Parameter | nn.Module:
-    """What holds a value: a dense parameter, or a module that multiplies with it in another form."""
+    """A dense parameter with a value, or a module that multiplies with it in another form."""
     content = value.content
     if (module := slot.multiplied_by) is not None:
         form = _form(slot, value, plan)
@@ -189,7 +188,7 @@ def _holder(slot: _Slot, value: _Value, plan: WeightPlan) -> nn.Parameter | nn.M
 
 
 def _joined(slot: _Slot, values: list[_Value], plan: WeightPlan) -> nn.Module | None:
-    """What multiplies with values whose rows follow each other; None if kernels cannot with all of them."""
+    """A module that multiplies with values whose rows follow each other; None if the kernels cannot take all."""
     module, forms = slot.multiplied_by, [_form(slot, value, plan) for value in values]
     weights = [form for form in forms if isinstance(form, StoredWeight) and can_compile(form)]
     if len(weights) < len(forms):
@@ -200,7 +199,7 @@ def _joined(slot: _Slot, values: list[_Value], plan: WeightPlan) -> nn.Module | 
 
 
 def _form(slot: _Slot, given: _Value, plan: WeightPlan) -> Tensor | StoredWeight | TinygemmMatrix:
-    """The form that a matrix is multiplied in: dense, packed, or in the layout of torch's int4 kernel."""
+    """The form in which a matrix is multiplied: dense, packed, or in the layout of torch's int4 kernel."""
     value = given.content
     if isinstance(value, GgmlWeight) and (plan.library is None or not can_compile(value)):
         value = value.dequantize(torch.float32)
@@ -226,7 +225,7 @@ def _form(slot: _Slot, given: _Value, plan: WeightPlan) -> Tensor | StoredWeight
 
 
 def _halved(value: Tensor) -> Tensor:
-    """In fp16, which is far finer than the few bits of ggml's blocks, unless a value is too large."""
+    """In fp16, far finer than the few bits of ggml's blocks; as it is if a value is too large."""
     halves = value.half()
     return halves if halves.isfinite().all() else value
 
@@ -244,7 +243,7 @@ def _bits(slot: _Slot, columns: int, packing: Literal["int8", "int4"]) -> int | 
 
 
 def quantized_bits(decoder: Decoder, name: str, columns: int, packing: Literal["int8", "int4"]) -> int | None:
-    """The bits that `load_decoder` packs one of a decoder's parameters in, which is dense; None if it stays so."""
+    """The bits in which `load_decoder` packs a dense parameter of a decoder; None if it stays dense."""
     slot = _Slot(decoder, name, torch.float32)
     return None if slot.multiplied_by is None else _bits(slot, columns, packing)
 
@@ -252,7 +251,7 @@ def quantized_bits(decoder: Decoder, name: str, columns: int, packing: Literal["
 def _module(
     slot: _Slot, module: Linear | Embedding | Experts, matrix: StoredWeight | TinygemmMatrix, plan: WeightPlan
 ) -> nn.Module:
-    """What takes the decoder's own module's place and multiplies with a matrix in its form."""
+    """The module that replaces the decoder's own and multiplies with a matrix in its form."""
     if isinstance(matrix, TinygemmMatrix):
         return TinygemmEmbedding(matrix) if isinstance(module, Embedding) else TinygemmLinear(matrix, module.bias)
     weight = matrix.to(plan.device)

@@ -1,4 +1,4 @@
-"""Directories that hold something else than a whole model in safetensors: what it is, and the way out."""
+"""Errors for directories that are not a model in safetensors: what each is, and a hint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gptcli.errors import BrokenCheckpoint, GptcliError, InvalidModel
 from gptcli.files import ADAPTER_CONFIG, is_there, read_json
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-# PEFT's kinds of adapters that add tokens, layers or a router of their own: no weight of the base model takes them in.
+# PEFT's kinds of adapters that add tokens, layers or a router: they cannot be merged into the base model's weights.
 _CANNOT_BE_MERGED = (
     "ADAPTION_PROMPT",
     "CPT",
@@ -31,7 +31,7 @@ _CONVERT = (
 
 
 def refuse_adapter(path: Path) -> None:
-    """Raises InvalidModel if a directory holds an adapter, which is nothing without its base model."""
+    """Raises InvalidModel if a directory holds an adapter."""
     if not is_there(path / ADAPTER_CONFIG):
         return
     config: dict[str, Any] = {}
@@ -67,7 +67,7 @@ def _way_to_merge(path: Path, config: dict[str, Any], base: object) -> str:
 
 
 def refuse_pickle(path: Path) -> None:
-    """Raises BrokenCheckpoint if a directory holds pickled weights; a command converts them in a container."""
+    """Raises BrokenCheckpoint if a directory holds pickled weights; the hint converts them in a container."""
     if not any(path.glob("*.bin")):
         return
     source, target = (shlex.quote(f"{path.absolute()}{ending}") for ending in ("", "-safetensors"))

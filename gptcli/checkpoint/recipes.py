@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 
 from gptcli.checkpoint.formats import Dense, Shape, Stored
@@ -49,7 +50,7 @@ class PlusOne:
 
 @dataclass(frozen=True)
 class ReorderedRows:
-    """The same rows in another order, which each kind knows."""
+    """The same rows in another order, given by the subclass."""
 
     operand: Recipe
 
@@ -70,9 +71,9 @@ class PairsToHalves(ReorderedRows):
 
 @dataclass(frozen=True)
 class HeadRows:
-    """The matrix that makes keys and values of a latent: each head's keys, then its values, in fp32.
+    """The matrix that makes keys and values from a latent: each head's rows for keys, then for values, in fp32.
 
-    keys: a matrix for each head that takes queries to latents, (heads, columns, dim). values: (heads, dim, columns).
+    keys: for each head a matrix from queries to latents, (heads, columns, dim). values: (heads, dim, columns).
     """
 
     keys: Recipe
@@ -83,7 +84,7 @@ class HeadRows:
 class HeadsToQkv(ReorderedRows):
     """Rows stored as [q k v] per group of heads, regrouped as all q, all k, all v (GPT-NeoX).
 
-    queries: how many times the rows of k those of q are. values_first: they are [q v k] (CodeGen).
+    queries: the rows of q per row of k. values_first: the order is [q v k] (CodeGen).
     """
 
     groups: int
@@ -141,7 +142,7 @@ Ranges = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Part:
-    """Ranges (start, stop) of an axis, one after the other: what a rank holds of a parameter.
+    """Ranges (start, stop) of an axis, one after the other: a rank's share of a parameter.
 
     axis: counted from the last, which is -1.
     """
@@ -170,7 +171,7 @@ Recipe = (
 
 
 def operands_of(recipe: Recipe) -> tuple[Recipe, ...]:
-    """The recipes that a recipe is made of."""
+    """The recipes that a recipe combines."""
     match recipe:
         case Take() | Sinusoids():
             return ()
@@ -183,19 +184,19 @@ def operands_of(recipe: Recipe) -> tuple[Recipe, ...]:
 
 
 def sources(recipe: Recipe) -> tuple[str, ...]:
-    """Names of the checkpoint's tensors that a recipe needs."""
+    """Names of the checkpoint's tensors that a recipe takes."""
     if isinstance(recipe, Take):
         return (recipe.name,)
     return tuple(chain.from_iterable(map(sources, operands_of(recipe))))
 
 
 def is_transposed(operand: Recipe, stored: Callable[[str], Stored]) -> bool:
-    """Whether `Transposed` must exchange the axes of its operand: those of packed weights are in order."""
+    """Whether `Transposed` must exchange its operand's axes; packed weights have them in order already."""
     return any(isinstance(stored(name), Dense) for name in sources(operand))
 
 
 def shape(recipe: Recipe, stored: Callable[[str], Stored]) -> Shape:
-    """The shape of what a recipe makes, from how its sources are stored.
+    """The shape of a recipe's result, from how its tensors are stored.
 
     Raises BrokenCheckpoint if their shapes do not fit together.
     """
@@ -250,11 +251,11 @@ def _misfit(recipe: Recipe, shapes: list[Shape]) -> BrokenCheckpoint:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a family makes of a checkpoint: the decoder, a recipe for each of its parameters, and what may be unused.
+    """A family's reading of a checkpoint: the decoder, a recipe for each of its parameters, and what may be unused.
 
-    unused_suffixes: of tensors that carry nothing the model needs. unused_prefixes: of modules outside the decoder.
-    ahead: the same of layers that predict tokens further ahead. left_over: fields of the config that nothing reads.
-    reads_images: whether the model also reads images; we read text alone.
+    unused_suffixes: of tensors that the model does not need. unused_prefixes: of modules outside the decoder. ahead:
+    prefixes of layers that predict tokens further ahead. left_over: config fields that nothing reads. reads_images:
+    whether the model reads images, too; here it reads text alone.
     """
 
     config: DecoderConfig
@@ -264,3 +265,8 @@ class Architecture:
     ahead: tuple[str, ...] = ()
     left_over: tuple[str, ...] = ()
     reads_images: bool = False
+
+    @cached_property
+    def tensors(self) -> dict[str, None]:
+        """The names of all tensors that the parameters are made of, in order."""
+        return dict.fromkeys(chain.from_iterable(map(sources, self.parameters.values())))

@@ -28,7 +28,7 @@ _REVERSIBLE = (Take, Concat, Stack, Transposed, PlusOne, ReorderedRows, EvensThe
 
 
 def is_reversible(recipe: Recipe) -> bool:
-    """Whether a parameter's tensors can be told from its value: not those of a product, or one that it has twice."""
+    """Whether a parameter's tensors can be computed from its value: not from a product, nor if it takes one twice."""
     once = len(set(sources(recipe))) == len(sources(recipe))
     return once and isinstance(recipe, _REVERSIBLE) and all(map(is_reversible, operands_of(recipe)))
 
@@ -36,9 +36,9 @@ def is_reversible(recipe: Recipe) -> bool:
 def tensors_of(
     recipe: Recipe, value: Tensor, stored: Callable[[str], Stored], read: Callable[[str], Tensor]
 ) -> dict[str, Tensor]:
-    """The dense tensors, by name, that a reversible recipe makes a value of. They may share its memory.
+    """The dense tensors, by name, from which a reversible recipe makes this value. They may share its memory.
 
-    read: a tensor as the checkpoint has it, for rows that the recipe leaves out.
+    read: returns the checkpoint's tensor, for rows that the recipe leaves out.
     """
     match recipe:
         case Take(name):

@@ -1,7 +1,7 @@
-"""What each of several ranks holds of a decoder: tensor parallelism (Shoeybi et al., 2019). No torch.
+"""A rank's share of a decoder: tensor parallelism (Shoeybi et al., 2019). No torch.
 
-A rank has some heads, some of an MLP's or an expert's channels, and some of the vocabulary. What its attention or MLP
-returns is then its part of a sum over all ranks. Everything else is the same everywhere.
+A rank has some heads, some of an MLP's or an expert's channels, and some of the vocabulary. Its attention or MLP
+returns one term of a sum over all ranks. Everything else is the same on all ranks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gptcli.model.config import (
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-_UNITS = (256, 128, 64, 32)  # columns of a group or block of packed weights: a cut between them keeps them packed
+_UNITS = (256, 128, 64, 32)  # columns of a group or block: weights cut between these stay packed
 _ROWS, _COLUMNS = -2, -1
 # The fields that may differ from their defaults in a decoder that is split.
 _WHOLE = (
@@ -45,9 +45,9 @@ _MOE = (
 
 @dataclass(frozen=True)
 class Share:
-    """What a rank holds of a decoder. whole: the config of all of it.
+    """A rank's share of a decoder. whole: the config of the whole decoder.
 
-    Raises UsageError where something in it cannot be split among so many.
+    Raises UsageError where something in it cannot be split among so many ranks.
     """
 
     whole: DecoderConfig
@@ -56,7 +56,7 @@ class Share:
 
     @cached_property
     def config(self) -> DecoderConfig:
-        """The config of what this rank holds."""
+        """The config of this rank's share."""
         self._check(self.whole, *_WHOLE)
         start, stop = self.vocabulary
         blocks = tuple(map(self._block, self.whole.blocks))
@@ -64,7 +64,7 @@ class Share:
 
     @cached_property
     def vocabulary(self) -> tuple[int, int]:
-        """The first of its ids, and the first that follows them."""
+        """This rank's range of ids, [first, end)."""
         return self._range(self.whole.vocab_size, "ids")
 
     @property
@@ -73,7 +73,7 @@ class Share:
         return [_range(self.whole.vocab_size, rank, self.ranks) for rank in range(self.ranks)]
 
     def part(self, name: str, recipe: Recipe) -> Recipe:
-        """The recipe of what this rank holds of a parameter of the decoder."""
+        """The recipe of this rank's share of a parameter."""
         match name.split("."):
             case ["blocks", index, *path]:
                 cut = self._cut(self.whole.blocks[int(index)], path)
@@ -86,7 +86,7 @@ class Share:
         return recipe if cut is None else Part(recipe, *cut)
 
     def adds(self, name: str) -> bool:
-        """Whether this rank adds a bias of the decoder: of those that all ranks have, only the first one does."""
+        """Whether this rank adds a bias; biases that all ranks have are added by the first alone."""
         return self.rank == 0 or not name.endswith(("attention.out.bias", ".down.bias"))
 
     def _block(self, block: BlockConfig) -> BlockConfig:
@@ -119,14 +119,14 @@ class Share:
         return replace(mlp, width=stop - start)
 
     def _channels(self, mlp: MlpConfig) -> tuple[int, int]:
-        """Of an MLP's width."""
+        """This rank's range of an MLP's width."""
         fitting = (unit for unit in _UNITS if mlp.width % unit == 0 and mlp.width // unit >= self.ranks)
         unit = next(fitting, 1)
         start, stop = self._range(mlp.width // unit, "channels of an MLP")
         return start * unit, stop * unit
 
     def _heads(self, attention: AttentionConfig) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Ranges of heads of queries, and of keys and values. Ranks share the latter if there are more ranks."""
+        """Ranges of query heads and of key-value heads. Several ranks share one of the latter if there are too few."""
         kv_heads = attention.kv_heads
         group = attention.heads // kv_heads
         if kv_heads >= self.ranks:
@@ -192,5 +192,5 @@ class Share:
 
 
 def _range(count: int, rank: int, ranks: int) -> tuple[int, int]:
-    """The range of a rank, which is as long as the others' or one longer."""
+    """A rank's range of `count`; lengths differ by at most one."""
     return count * rank // ranks, count * (rank + 1) // ranks

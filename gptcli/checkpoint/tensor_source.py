@@ -32,7 +32,7 @@ _DTYPES = {
 }  # fmt: skip
 
 _CHUNK = 16 << 20  # bytes, a multiple of every dtype's size
-_PAGE = 4096  # bytes that are read at once, at least
+_PAGE = 4096  # bytes: the least that the system reads
 
 
 class TensorSource:
@@ -60,7 +60,7 @@ class TensorSource:
         return self._folder.weights[name]
 
     def read(self, name: str) -> Tensor:
-        """A tensor as it is stored; U32 and ggml's blocks come as bytes.
+        """A tensor as stored; U32 and ggml's blocks as bytes.
 
         Raises BrokenCheckpoint if the file has become too short.
         """
@@ -74,7 +74,7 @@ class TensorSource:
         return data.view(shape)
 
     def part(self, name: str, axis: int, ranges: Ranges) -> Tensor:
-        """Ranges of an axis of a dense tensor, whose other bytes are not read, or not kept. Raises as `read` does.
+        """Ranges of an axis of a dense tensor; other bytes are not read, or not kept. Raises as `read` does.
 
         axis: counted from the last, which is -1.
         """
@@ -124,7 +124,7 @@ class TensorSource:
         return buffer.view(_DTYPES.get(info.dtype, torch.uint8))
 
     def weight(self, name: str) -> Tensor | PackedWeight:
-        """A weight by its name in transformers: dense as it is stored, or packed."""
+        """A weight by its name in transformers: dense in its stored precision, or packed."""
         stored = self.stored(name)
         tensors = [self.read(tensor) for tensor in stored.tensors]
         match stored:

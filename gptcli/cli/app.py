@@ -106,7 +106,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _program(arguments: Sequence[str]) -> None:
-    """Runs a command; where several processes do so together, rank 0 runs it, and the others do as it says."""
+    """Runs a command. Of the processes of torchrun, rank 0 runs it and the others follow."""
     if (ranks := ranks_here()) is None or arguments[:1] == ["train"]:
         _run_command(arguments)
         return

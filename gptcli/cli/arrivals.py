@@ -17,7 +17,7 @@ _PATIENCE = 0.5  # seconds between looks at whether Ctrl-C was pressed
 
 
 class Arrivals(Iterator[_Item | None]):
-    """Items that a thread reads, so that nothing waits for them: None where there is none yet.
+    """Items that a thread reads, so that nothing waits for them; None while there is none yet.
 
     Raises what reading them raises.
     """
@@ -56,7 +56,7 @@ class Arrivals(Iterator[_Item | None]):
 
 
 def wait_for(items: Iterator[object]) -> Callable[[], object]:
-    """What waits for the next item where there was None."""
+    """A function that waits for the next item after a None."""
     return items.wait if isinstance(items, Arrivals) else lambda: None
 
 
@@ -65,7 +65,7 @@ def readable_stdin() -> Iterator[IO[bytes]]:
     """Stdin for a thread. Python's own reader cannot be closed at the end while a thread waits for what comes."""
     try:
         stream = open(os.dup(sys.stdin.fileno()), "rb")
-    except io.UnsupportedOperation:  # it was replaced by one that is no file
+    except io.UnsupportedOperation:  # replaced by a stream without a file
         yield sys.stdin.buffer
         return
     with stream:

@@ -31,8 +31,8 @@ def sample_record(
     sampling: SamplingConfig,
     stopping: StopConfig,
     *,
-    logprobs: bool,
-    explain: bool,
+    logprobs: bool = False,
+    explain: bool = False,
     tools: bool = False,
 ) -> dict[str, Any]:
     """One sample, as `generate --json` writes it. logprobs, explain, tools: whether the record has these fields."""
@@ -96,7 +96,7 @@ def _token(id: int, data: bytes, logprob: float | None) -> dict[str, Any]:
 
 
 def score_record(lm: LanguageModel, score: Score, source: dict[str, str], *, top: bool) -> dict[str, Any]:
-    """A scored text, as `score --json` writes it. source: the field that names it; top: whether tokens have one."""
+    """A scored text, as `score --json` writes it. source: names it. top: whether tokens have their likeliest."""
     tokens = []
     for id, logprob, likeliest in zip(score.ids, score.logprobs, score.top, strict=True):
         token = _token(id, lm.tokenizer.token_bytes(id), logprob)

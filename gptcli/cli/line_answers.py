@@ -1,4 +1,4 @@
-"""`--lines`: each line of a file or of stdin is a prompt of its own; what comes of it is a JSON object a line."""
+"""`--lines`: each line of a file or of stdin is a prompt; each answer is a line of JSON."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ if TYPE_CHECKING:
 
 
 def line_prompts(run: RunOptions, prompt: str | None) -> Iterator[str | None]:
-    """The prompts, as the lines come, those of stdin before those of the file; None where there is none yet.
+    """The prompts as lines come, stdin before the file; None while there is none yet.
 
-    prompt: has `{}` where the line goes; without one the line is the prompt.
-
-    Raises UsageError where the prompt has no place for the line, and as `text_lines` does.
+    prompt: has `{}` where the line goes; None: the line is the prompt. Raises UsageError for a prompt without `{}`, and
+    as `text_lines` does.
     """
     output = run.output
     shown = (output.echo, output.newline, output.markdown, output.html, output.svg, output.prompt_report)
@@ -57,15 +56,14 @@ def write_answers(
     samplings: Sequence[SamplingConfig],
     what: Mapping[str, Any],
 ) -> None:
-    """Writes a record for each of a prompt's answers, with the line's number from 1. Prompts are answered together.
+    """Answers prompts together; writes a record for each answer, or a prompt's error, with the line's number from 1.
 
-    samplings: one an answer. what: how a `Request` says the rest. A prompt that cannot be answered has its error in the
-    record. Raises the first of these errors at the end, and KeyboardInterrupt after the records of answers that Ctrl-C
-    ended.
+    samplings: one for each answer. what: the other fields of a `Request`. Raises the first prompt's error at the end,
+    and KeyboardInterrupt after the records of answers that Ctrl-C ended.
     """
     sink, output = StdoutSink(), run.output
     also = {"logprobs": output.logprobs is not None, "explain": output.explain, "tools": bool(run.tools.offered)}
-    asked = deque[tuple[int, Request | GptcliError]]()  # with the number of the line
+    asked = deque[tuple[int, Request | GptcliError]]()  # with the line's number
 
     def requests() -> Iterator[Request | GptcliError | None]:
         number = 0
@@ -113,7 +111,7 @@ def _requests(
 
 
 def request_fields(stop: StopConfig, constraint: ConstraintConfig | None, tools: ToolUse | None) -> dict[str, Any]:
-    """How a `Request` is told when a text ends and what it must be."""
+    """The fields of a `Request` for stopping, tools and constraint."""
     forms = {} if constraint is None else {name: getattr(constraint, name) for name in CONSTRAINT_FIELDS}
     ends = {"max_tokens": stop.max_tokens, "stop": stop.strings, "ignore_eos": stop.ignore_eos}
     return {**ends, "overflow": stop.overflow, "tools": tools, **forms}

@@ -1,4 +1,4 @@
-"""What `gptcli models verify` checks of a model, in order, and what it makes of that."""
+"""The checks of `gptcli models verify`, in order, and its verdict."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Verification:
-    """What came of a model's checks, up to the first that failed. failure: what that one raised."""
+    """The checks of a model up to the first that failed. failure: the error of that one."""
 
     model: str
     checks: Sequence[Check]
@@ -79,7 +79,7 @@ def template_state(lm: LanguageModel) -> str:
 
 
 class _Steps:
-    """The checks of one model; the first open it for the others."""
+    """The checks of one model; `config` opens it for those that follow."""
 
     def __init__(self, model: LocalModel, activity: ProgressLine) -> None:
         self._model, self._activity = model, activity
@@ -98,7 +98,7 @@ class _Steps:
 
     @property
     def not_done(self) -> tuple[str, ...]:
-        """What the model asks of generation in vain."""
+        """What the model wants of generation and gptcli does not do."""
         if self._opened is None:
             return ()
         where, fields = generation_source(self._opened.folder)
@@ -124,7 +124,7 @@ class _Steps:
         return (True, f"{len(checksums)} files are as installed") if checksums else (None, "no checksums were recorded")
 
     def config(self) -> tuple[bool, str]:
-        """Whether all that the model type needs is there, and fits the memory."""
+        """Whether all tensors of the model type are there, and fit the memory."""
         self._opened = LanguageModel(self._model.name, ModelFolder.open(self._model.path), RuntimeConfig())
         folder = self._lm.folder
         check_room_for_torch()
@@ -145,13 +145,13 @@ class _Steps:
         return True, "no weight is NaN or infinite"
 
     def tokenizer(self) -> tuple[bool, str]:
-        """Whether it opened, which it did with the config."""
+        """The tokenizer's facts; `config` has opened it."""
         tokenizer = self._lm.tokenizer
         instead = f", with its class's own {', '.join(tokenizer.unread)}" if tokenizer.unread else ""
         return True, f"tokenizer: {tokenizer.size} tokens{instead}"
 
     def decoding(self) -> tuple[bool, str]:
-        """Whether tokens become the text that the library makes of them."""
+        """Whether tokens decode as in the tokenizers library."""
         from gptcli.text.decode_check import decode_differences
 
         self._activity.bytes("decoding every token", 0, 0)
@@ -170,12 +170,12 @@ class _Steps:
         return None if state == "none" else True, f"chat template: {state}{mark}"
 
     def sampling(self) -> tuple[bool, str]:
-        """Whether the model's sampling defaults can be used, and what of them."""
+        """Whether the model's sampling defaults are valid, and where they come from."""
         defaults = self._lm.sampling_defaults
         SamplingConfig.resolve({}, defaults)
         where, fields = generation_source(self._lm.folder)
         order = f"; {_ORDER} is gptcli's, which has temperature last" if self._reordered else ""
-        says_nothing = fields.get("do_sample") is None and self._lm.folder.gguf is None
+        says_nothing = fields.get("do_sample") is None and not self._lm.folder.is_gguf
         greedy = "; greedy in transformers, and drawn here" if says_nothing else ""
         of_store = len(self._lm.store.sampling)
         of = f"{len(defaults) - of_store} of {where}" if len(defaults) > of_store else "none of the model"
@@ -184,7 +184,7 @@ class _Steps:
 
     def numbers(self) -> tuple[None, str]:
         """What cannot be checked here."""
-        if self._lm.folder.gguf is None:
+        if not self._lm.folder.is_gguf:
             return None, f"logits were not compared: {REFERENCE} is no part of gptcli"
         return None, "logits were not compared: neither llama.cpp nor the model that the file was made of is here"
 

@@ -12,7 +12,7 @@ from gptcli.text.tokenizer import Tokenizer
 
 
 def doubled_bos(tokenizer: Tokenizer, ids: Sequence[int]) -> str | None:
-    """The name of the token that a prompt begins with twice, if it is the one that prompts begin with once."""
+    """The name of BOS if a prompt begins with it twice, else None."""
     first = ids[:2]
     if len(first) < 2 or first[0] != first[1]:
         return None
@@ -22,8 +22,8 @@ def doubled_bos(tokenizer: Tokenizer, ids: Sequence[int]) -> str | None:
 
 
 def stop_sources(lm: LanguageModel) -> dict[str, Sequence[int]]:
-    """The ids that end a generation, by the file that names them, or by the store."""
-    own = {"tokenizer_config.json": lm.tokenizer.stop_ids} if lm.tokenizer.stop_ids and not lm.folder.gguf else {}
+    """The ids that end a generation, by the file or store that names them."""
+    own = {"tokenizer_config.json": lm.tokenizer.stop_ids} if lm.tokenizer.stop_ids and not lm.folder.is_gguf else {}
     named: dict[str, Sequence[int]] = {**lm.folder.stop_ids, **own}
     of_store = sorted(lm.stop_ids.difference(*named.values()))
     return {**named, "Ollama": of_store} if of_store else named
@@ -32,7 +32,7 @@ def stop_sources(lm: LanguageModel) -> dict[str, Sequence[int]]:
 def sampling_facts(
     lm: LanguageModel, sampling: SamplingConfig, names: Iterable[str], by_flag: Container[str] = ()
 ) -> dict[str, dict[str, Any]]:
-    """Sampling settings by name, each with where its value comes from. by_flag: those that an option gave."""
+    """Sampling settings by name, each with the origin of its value. by_flag: the names that an option gave."""
 
     def origin(name: str) -> str:
         if name in by_flag:

@@ -1,6 +1,6 @@
 """Every option of more than one command, defined once: in a group that commands take, or by itself.
 
-A group holds what was typed; its methods make the configs of `settings.py`, which check ranges.
+A group has the typed values; its methods make the configs of `settings.py`, which check ranges.
 """
 
 from dataclasses import fields
@@ -42,7 +42,7 @@ _constraint_option, _tool_option = panel("Constraint"), panel("Tools")
 
 
 def model_names() -> list[str]:
-    """What a shell offers to complete a model's name with."""
+    """The names that a shell completes a model's name with."""
     return [model.name for model in local_models()]
 
 
@@ -131,7 +131,7 @@ Errors = Annotated[DecodingErrors, _prompt_option("What to do about input that i
 
 @option_group
 class PromptOptions:
-    """Where a prompt comes from, how its bytes are read, and what is made of it."""
+    """Where a prompt comes from, how its bytes are read, and how it is asked."""
 
     file: Annotated[Path | None, _prompt_option("Take the prompt from a file.", "-f", "--file", readable=False)] = None
     lines: Annotated[
@@ -162,7 +162,7 @@ class PromptOptions:
 
     @property
     def switches(self) -> Switches:
-        """What the chat template is asked for."""
+        """The chat template's switches, None where no option gave one."""
         return {"thinking": self.thinking, "reasoning_effort": self.reasoning_effort}
 
 
@@ -268,7 +268,7 @@ class StopOptions:
 
 @option_group
 class ChatStopOptions:
-    """When a reply ends. What is not given is the session's."""
+    """When a reply ends. An option that is not given leaves the session's setting."""
 
     max_tokens: Annotated[
         int | None,
@@ -339,7 +339,7 @@ class ConstraintOptions:
 
 @option_group
 class ToolOptions:
-    """What a model is told it can call. Nothing is run: the text ends with the call."""
+    """The tools that a model may call. None is run: the text ends with the call."""
 
     tools: Annotated[
         Path | None, _tool_option("Tools of a chat that the model may call: JSON as in OpenAI's API.", readable=False)
@@ -350,7 +350,7 @@ class ToolOptions:
     ] = None
 
     def given(self, decoding: Decoding) -> dict[str, Any]:
-        """ChatSettings' fields, those that an option gave. Raises UsageError or InputError."""
+        """The values that an option gave, by the names of ChatSettings' fields. Raises UsageError or InputError."""
         given: dict[str, Any] = {}
         if self.tools is not None:
             given["tools"] = parse_tools(read_text(unless_dash(self.tools), decoding), str(self.tools))
@@ -371,7 +371,7 @@ Quiet = Annotated[bool, _output_option("Only errors on stderr.", "-q", "--quiet"
 
 @option_group
 class OutputOptions:
-    """What is written, and in which form."""
+    """What is written, and in which format."""
 
     echo: Annotated[bool, _output_option("Write the prompt first.", "--echo")] = False
     newline: Annotated[bool, _output_option("End the output with a newline, in a pipe too.", "--newline")] = False

@@ -1,7 +1,6 @@
-"""Reads texts from arguments, files and pipes. Bytes are taken as they are and must be UTF-8.
+"""Reads texts from arguments, files and pipes. They must be UTF-8; only a byte-order mark of a file is dropped.
 
-Only a byte-order mark at the start of a file is dropped. A line ends at a newline, with an optional carriage return
-before it, nowhere else.
+A line ends at a newline, perhaps after a carriage return, and nowhere else.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from gptcli.cli.arrivals import readable_stdin
 from gptcli.errors import InputError, UsageError
 
 DecodingErrors = Literal["strict", "replace"]
-LINE = "{}"  # stands for the line in a prompt that is asked for each line
+LINE = "{}"  # stands for the line in a prompt of --lines
 _BLOCK = 1 << 20  # bytes
-# The marks that texts in other encodings begin with. That of UTF-32 begins with that of UTF-16.
+# Byte-order marks of other encodings. UTF-32's come first: they begin with UTF-16's.
 _FOREIGN_MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -34,7 +33,7 @@ _MARKS = [codecs.BOM_UTF8, *_FOREIGN_MARKS]
 
 @dataclass(frozen=True)
 class Decoding:
-    """How bytes become texts. max_input: the most bytes; None is no limit. note: is told what is dropped.
+    """How bytes become texts. max_input: the most bytes; None: no limit. note: called with what is dropped.
 
     has_option: whether the user can choose `errors` here.
     """
@@ -50,7 +49,7 @@ class _Readable(Protocol):
 
 
 def read_prompt(argument: str | None, file: Path | None, decoding: Decoding) -> str:
-    """The whole prompt: piped stdin, the file, the argument, those that are given, with blank lines between them.
+    """The whole prompt: piped stdin, then the file, then the argument, with blank lines between them.
 
     `-` stands for stdin, as argument or file. Raises UsageError if there is no prompt at all. Raises InputError for an
     input that cannot be read, is not UTF-8 text, or is larger than the limit.
@@ -182,7 +181,7 @@ class TextBlocks:
         for block in blocks:
             data += block
             if not block or not any(len(data) < len(mark) and mark.startswith(data) for mark in _MARKS):
-                break  # all bytes are there that tell whether there is a mark
+                break  # enough bytes to tell whether there is a mark
         for mark, encoding in _FOREIGN_MARKS.items():
             if data.startswith(mark):
                 raise InputError(
@@ -238,7 +237,7 @@ def _check_length(line: str, file: Path, limit: int) -> None:
 
 
 def _blocks(stream: _Readable, where: str, max_input: int | None) -> Iterator[bytes]:
-    """The bytes of each read, and empty bytes at the end; a terminal must say end of file only once."""
+    """The bytes of each read, and empty bytes at the end. Reads the end once: a terminal would ask for it again."""
     done = 0
     while True:
         size = _BLOCK if max_input is None else min(_BLOCK, max_input + 1 - done)

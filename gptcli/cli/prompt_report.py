@@ -1,4 +1,4 @@
-"""What `--prompt-report` shows: the exact prompt, its tokens, and what a model would do with them. Needs no weights."""
+"""The report of `--prompt-report`: the exact prompt, its tokens, stops, settings, memory. Needs no weights."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _IDS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
 class GivenPrompt:
     """A prompt as a model gets it.
 
-    text: without what the tokenizer adds. origins: for each id the source of a control token, `template`, `tokenizer`
-    or `typed`; None for other tokens. template: the template's file, None for raw text. spelled: names of control
-    tokens that the user typed and that stay text.
+    text: without the tokens that the tokenizer adds. origins: for each id `template`, `tokenizer` or `typed` if it is a
+    control token, else None. template: the template's file, None for raw text. spelled: names of control tokens in the
+    prompt that stay text.
     """
 
     text: str
@@ -113,7 +113,7 @@ def print_prompt_report(
 ) -> None:
     """Prints the report: as JSON, as tokens and a table on a terminal, or as names and values in a pipe.
 
-    given: the names of the sampling settings that are not a default. Notes go to stderr, or are in the JSON.
+    given: the names of the sampling settings that an option gave. Notes go to stderr, or into the JSON.
     """
     sink, report = StdoutSink(), _report(lm, prompt, given, sampling, stopping)
     if output.as_json:
@@ -156,7 +156,7 @@ def _rows(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _notes(lm: LanguageModel, prompt: GivenPrompt, stopping: StopConfig, wanted: int) -> list[str]:
-    """What is known to make models answer nonsense."""
+    """Notes on what makes models answer nonsense."""
     tokenizer, notes = lm.tokenizer, []
     head = tokenizer.surroundings[0]
     if bos := doubled_bos(tokenizer, prompt.ids):

@@ -1,4 +1,4 @@
-"""What a run of a model was asked for, and the steps that the commands which run one have in common."""
+"""The options of a run of a model, and the steps that commands share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gptcli.cli.options import OutputOptions, PromptOptions, RuntimeOptions
 from gptcli.cli.prompt_input import Decoding, argument_text, read_prompt, read_text
 from gptcli.cli.template_choice import chosen_template
 from gptcli.cli.terminal.signals import deadly
-from gptcli.cli.terminal.stderr import ProgressLine, note_failures, print_line, print_note, stats_line
+from gptcli.cli.terminal.stderr import ProgressLine, print_line, print_note, stats_line
 from gptcli.errors import GptcliError, TemplateError, UsageError
 from gptcli.generation.events import Finished
 from gptcli.language_model import ChatSession, LanguageModel
@@ -34,8 +34,8 @@ class RunOptions:
     """A run of a model, as the options of `generate`, `chat`, `score` or `bench` ask for it.
 
     model: None is the default one. given: the settings that options gave, by the names of SamplingConfig's fields, or
-    of ChatSettings' in a conversation. constraint: what a text must be, outside a conversation. configured: the
-    parameters whose values are the configuration file's. tools: ChatSettings' fields of tools, outside a conversation.
+    of ChatSettings' in a conversation. constraint, tools: outside a conversation. configured: the parameters that the
+    configuration file gave.
     """
 
     model: str | None
@@ -49,7 +49,7 @@ class RunOptions:
 
     @property
     def decoding(self) -> Decoding:
-        """How texts are read, before there is a progress line."""
+        """How texts are read before there is a progress line."""
         return Decoding(self.prompts.errors, self.prompts.max_input, self.note)
 
     def __post_init__(self) -> None:
@@ -73,9 +73,9 @@ class RunOptions:
         return None if self.prompts.system is None else argument_text(self.prompts.system)
 
     def open_model(self, activity: ProgressLine, workload: Workload | None = None) -> LanguageModel:
-        """The model, opened but not loaded, with a note of what is left over in its files.
+        """Opens the model, without loading it, and notes what is left over in its files.
 
-        workload: what will be asked of it. Raises as `LanguageModel.open` does.
+        workload: what the model will run. Raises as `LanguageModel.open` does.
         """
         name = self.model or DEFAULT_MODEL
         for note in missing_root_notes(name):
@@ -87,7 +87,7 @@ class RunOptions:
             on_fetch=activity.fetch,
             workload=None if self.output.prompt_report else workload,
         )
-        if not self.output.prompt_report:  # which lists them whole
+        if not self.output.prompt_report:  # a report lists them whole
             activity.note_leftovers(lm.notes)
         return lm
 
@@ -97,7 +97,7 @@ class RunOptions:
         return None if given is None else chosen_template(given, lm.folder.path, lm.tokenizer, strict)
 
     def print_figures(self, finished: Finished, ctx_size: int) -> None:
-        """Prints what `--stats` or `--stats=json` says on stderr of a generation."""
+        """Prints a generation's figures on stderr, as `--stats` or `--stats=json` wants them."""
         if self.output.quiet:
             return
         if self.output.stats_json:
@@ -114,9 +114,9 @@ class RunOptions:
         *,
         constrained: bool = False,
     ) -> None:
-        """Tells a person at a terminal that a text is empty or cut, or that `question` was continued, not asked.
+        """Notes at a terminal that a text is empty or cut, or that `question` was continued and not asked.
 
-        That a constraint is not met by what was cut is said in a pipe, too.
+        A cut that leaves a constraint unmet is noted in a pipe, too.
         """
         if self.output.as_json:
             return
@@ -138,13 +138,13 @@ class RunOptions:
             self.note(f"cut at {max_tokens} tokens; -n sets how many" if cut else "cut: the context is full")
 
     def switches(self, template: ChatTemplate) -> Switches:
-        """What the template is asked for. A switch that it lacks raises UsageError, unless only the file has it."""
+        """The template's switches and tools. Raises UsageError for an option's switch that the template lacks."""
         switches = cast("Switches", self.without_missing_switches(self.prompts.switches, template))
         template.check_switches(**switches)
         return {**switches, "tools": self.tools.offered}
 
     def tool_use(self, template: ChatTemplate | None, lm: LanguageModel) -> ToolUse | None:
-        """What finds the calls in a text, outside a conversation. Raises as `ChatTemplate.tool_use` does."""
+        """Finds the calls in a text, outside a conversation; None without tools. Raises as `ChatTemplate.tool_use`."""
         if template is None or not self.tools.offered:
             return None
         use = template.tool_use(self.tools.tools, self.tools.tool_choice, lm.tokenizer)
@@ -152,17 +152,18 @@ class RunOptions:
         return use
 
     def without_missing_switches(self, values: Mapping[str, object], template: ChatTemplate) -> dict[str, object]:
-        """The values without switches that the template lacks and only the configuration file has."""
+        """The values less switches of the configuration file that the template lacks."""
         dropped = self.configured & template.missing_switches
         return {name: value for name, value in values.items() if name not in dropped}
 
     def print_failures(self, lm: LanguageModel) -> None:
-        """Says why text came slower than it could, unless notes are not wanted."""
-        note_failures(() if self.output.quiet else lm.failures)
+        """Notes why text came slower than it could."""
+        for failure in lm.failures:
+            self.note(failure)
 
 
 def template_of(run: RunOptions, lm: LanguageModel) -> Callable[[], tuple[ChatTemplate, Switches]]:
-    """Finds the chat template when the first conversation asks for it, and what it is asked for. Raises as both do."""
+    """Returns a function that finds the chat template and its switches at its first call. Raises as both do."""
 
     @cache
     def found() -> tuple[ChatTemplate, Switches]:
@@ -173,18 +174,15 @@ def template_of(run: RunOptions, lm: LanguageModel) -> Callable[[], tuple[ChatTe
 
 
 def load_model(lm: LanguageModel, activity: ProgressLine, workload: Workload | None = None) -> None:
-    """Loads what the workload needs while a terminal shows how far that is; signals end the process at once."""
+    """Loads what the workload needs, with progress on a terminal. Signals end the process at once."""
     loading = partial(activity.bytes, f"loading {lm.folder.path.name}")
-    loading(0, 0)  # torch is imported first, where it is needed, and takes a second
+    loading(0, 0)  # importing torch, if it is needed, takes a second
     with deadly(activity.erase):
         lm.load(loading, workload)
 
 
 def note_doubled_bos(lm: LanguageModel, ids: Sequence[int], note: Callable[[str], None]) -> None:
-    """Notes a prompt that begins with BOS twice: the tokenizer adds it to a text that has it, or a template repeats it.
-
-    ids: the prompt's, or the first of them.
-    """
+    """Notes a prompt that begins with BOS twice, once from the text or template. ids: the first suffice."""
     if bos := doubled_bos(lm.tokenizer, ids):
         note(f"the prompt begins with {bos} twice, which no model was trained on; --prompt-report shows where from")
 
@@ -198,7 +196,7 @@ def note_template_with_doubled_bos(session: ChatSession, note: Callable[[str], N
 
 
 def note_unheld(use: ToolUse | None, note: Callable[[str], None]) -> None:
-    """Notes that tools are strict in vain."""
+    """Notes that strict tools are not enforced."""
     if use is not None and use.unheld:
         note("strict tools are not held to their schemas: this model marks no beginning of a call")
 

@@ -1,4 +1,4 @@
-"""What `--chat-template` names: a file, or one of a model's own templates."""
+"""The template that `--chat-template` names: a file, or one of a model's own."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from gptcli.text.tokenizer import Tokenizer
 
 
 def chosen_template(given: Path, model: Path, tokenizer: Tokenizer, decoding: Decoding) -> ChatTemplate:
-    """A chat template from a file, or if there is none of that name, one of a model's directory by its name.
-
-    Raises InputError if it is neither.
-    """
+    """A chat template from a file; without one of that name, the model's template of that name. Raises InputError."""
     if not os.path.lexists(given):
         try:
             return ChatTemplate.of_model(model, tokenizer, str(given))

@@ -1,4 +1,4 @@
-"""Calls of tools as they are written on stdout, and conversations that bring their answers back."""
+"""Calls of tools on stdout, and files of messages that answer them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gptcli.tools.json_reading import read_whole
 
 
 def write_calls(sink: StdoutSink, finished: Finished) -> None:
-    """Writes the calls of a text that is written, each as a line of JSON."""
+    """Writes a text's calls after it, each as a line of JSON."""
     if finished.tool_calls:
         sink.end_line()
     for call in finished.tool_calls:
@@ -22,9 +22,9 @@ def write_calls(sink: StdoutSink, finished: Finished) -> None:
 
 
 def read_messages(file: Path, decoding: Decoding) -> list[Message]:
-    """The messages of a file, a list of JSON as chat APIs have it, or an object with one. Raises as `read_text`.
+    """The messages of a file: a JSON list as in chat APIs, or an object with one as `messages`.
 
-    Raises UsageError, with the place, where they are not what they must be.
+    Raises UsageError, which says where, for anything else; and as `read_text`.
     """
     try:
         value = read_whole(read_text(unless_dash(file), decoding))

@@ -1,4 +1,4 @@
-"""Compares the results of fast kernels with plain ones."""
+"""Compares the results of fast kernels with those of plain ones."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Experimental: decodes by replaying a CUDA graph of the step, one launch per token instead of a thousand.
 
-A step is recorded again whenever the cache's memory or number of rows changes. Each recording is checked against a
-plain step before it is used. If the check fails, plain steps continue, and `failure` says why.
+A step is recorded again when the cache's memory or number of rows changes. Each recording is checked against a plain
+step before its use. If the check fails, plain steps continue, and `failure` tells why.
 """
 
 from __future__ import annotations
@@ -92,5 +92,5 @@ class RecordedSteps:
 
 
 def _tolerance(dtype: torch.dtype) -> float:
-    """What rounding explains: sums in another order agree in half of the digits. With a wrong position they do not."""
+    """The most that rounding explains: sums in another order agree in half the digits, other errors in fewer."""
     return float(torch.finfo(dtype).eps ** 0.5)

@@ -2,7 +2,7 @@
 
 The kernel computes with scale * (q - 8) + zero, where q has 4 bits and scale and zero are bf16. An 8-bit weight is the
 sum of two such terms: 16 * scale times its upper nibble, and scale times its lower one. The first product of each shape
-is checked on the device. If the check fails, weights stay as they were, and `failure` says why.
+is checked on the device. If the check fails, weights stay in their form, and `failure` tells why.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gptcli.quant.packed import PackedWeight, packed_linear
 
 _GROUPS = (256, 128, 64, 32)  # columns that may share a scale
 _K_TILES = (8, 4, 2)  # of 16 columns each, that it loads at once
-_FEW = 512  # with more rows of x, expanding the weight and multiplying densely costs less
+_FEW = 512  # with more rows of x, a dense product with the expanded weight is cheaper
 _CHUNK = 1 << 24  # weights expanded at once
 _TOLERANCE = 2.0**-6  # relative: a few times what rounding weights and sums to bf16 explains
 
@@ -150,7 +150,7 @@ class TinygemmMatrix:
 def halves(weight: AffineWeight) -> list[tuple[Tensor, Tensor, Tensor]]:
     """4-bit matrices that sum to a weight: q (rows, columns), scales and zeros (rows, groups).
 
-    Each stands for scale * (q - 8) + zero. The lower half's zero is what rounding to bf16 loses of the upper half's.
+    Each means scale * (q - 8) + zero. The lower half's zero is the rounding error of the upper half's in bf16.
     """
     q, scales, biases = unpacked(weight.packed, weight.bits), weight.scales.float(), weight.biases.float()
     if weight.bits == 4:

@@ -1,7 +1,7 @@
 """A decoder's step with the same operations for every token, so that a CUDA graph can replay it.
 
 It runs the decoder's own blocks with another `TextPosition`. Everything that changes is in tensors at fixed addresses:
-keys and values are written to the slot that a tensor names, and a mask covers the rest of the cache's room.
+a tensor has the slot for keys and values, and a mask covers the rest of the cache's room.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class StaticStep:
         self._feed(cache.length, [cache.cached(window) for window in self._rooms], tokens)
 
     def feed_another(self, cache: KVCache) -> None:
-        """Feeds other tokens, and if there is room another position, so that a run writes only to scratch.
+        """Feeds other tokens and, if there is room, another position, so that a run writes only to scratch.
 
-        A recording of that run has nothing of the next step's input in it, so it must read what is fed.
+        A recording of that run cannot contain the next step's input, so its check shows that it reads what is fed.
         """
         slots = [cache.cached(window) for window in self._rooms]
         fits = all(slot + 1 < room for slot, room in zip(slots, self._rooms.values(), strict=True))
@@ -59,7 +59,7 @@ class StaticStep:
         self._feed(cache.length + ahead, [slot + ahead for slot in slots], [0] * self._rows)
 
     def _feed(self, position: int, slots: Sequence[int], tokens: Sequence[int]) -> None:
-        # The driver copies so few numbers at once: nothing waits, and nothing must stay alive.
+        # The driver copies so few numbers at once: nothing waits, and the source may be freed.
         self._inputs.copy_(torch.tensor([position, *slots, *tokens]), non_blocking=True)
 
     def run(self) -> Outputs:
@@ -87,7 +87,7 @@ class StaticStep:
 
 
 def _state(decoder: Decoder, cache: KVCache) -> tuple[object, ...]:
-    """What a step depends on besides its input: the cache's memory, and how the text is rotated."""
+    """What a step depends on besides its input: the cache's memory, and the text's rotation."""
     borders = tuple(cache.span > border for border in sorted(decoder.config.rope_borders))
     return cache.moves, cache.capacity, cache.rows, borders
 

@@ -1,4 +1,4 @@
-"""Writes a model folder from the parameters of a decoder, under the names that its checkpoint has."""
+"""Writes a model folder from a decoder's parameters, with its checkpoint's tensor names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OF_PACKED = ("quantization", "quantization_config", "torch_dtype")
 
 def refuse_gguf(folder: ModelFolder) -> None:
     """Raises UsageError for a GGUF file, which has no config.json and tokenizer.json to write beside weights."""
-    if folder.gguf is not None:
+    if folder.is_gguf:
         raise UsageError("a GGUF file has no config.json to keep", "run `gptcli models import` first")
 
 
@@ -35,7 +35,7 @@ def write_dense(
 ) -> None:
     """Writes a model with new values, in fp32, into an existing directory.
 
-    value_of: a parameter's new value by its name, None if it stays; asked where the tensors can be told from it. Other
+    value_of: a parameter's new value by its name, None if it stays; asked for parameters with reversible recipes. Other
     tensors are copied, packed ones expanded. Raises OSError, and BrokenCheckpoint where one cannot be read.
     """
     parameters = folder.architecture.parameters

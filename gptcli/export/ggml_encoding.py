@@ -18,9 +18,9 @@ _FLOATS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def exact_blocks(value: Tensor | PackedWeight) -> Blocks:
-    """A weight as it is: packed, if ggml has blocks of its form; else the narrowest floats that hold all its values.
+    """A weight without rounding: packed if ggml has blocks of its form, else the narrowest exact floats.
 
-    Those are computed in fp32, as everywhere here.
+    The values of packed weights are computed in fp32, as everywhere.
     """
     if isinstance(value, PackedWeight):
         return _packed(value) or float_blocks(narrowed(value.dequantize(torch.float32)))
@@ -28,7 +28,7 @@ def exact_blocks(value: Tensor | PackedWeight) -> Blocks:
 
 
 def float_blocks(value: Tensor) -> Blocks:
-    """Floats in the precision that they have; fp64 becomes fp32."""
+    """Floats in their own precision; fp64 becomes fp32."""
     value = value if value.dtype in _FLOATS else value.float()
     return _blocks(_FLOATS[value.dtype], value.view(torch.int16) if value.element_size() == 2 else value)
 
@@ -75,7 +75,7 @@ def _affine8(weight: AffineWeight) -> Blocks | None:
 
 
 def _halves(weight: AffineWeight) -> tuple[Tensor, Tensor] | None:
-    """Scales and biases for each block, if fp16 has them all and groups are whole blocks."""
+    """Scales and biases for each block; None unless they are exact in fp16 and groups are whole blocks."""
     columns = weight.shape[-1]
     per_group = columns // weight.scales.shape[-1] // _BLOCK
     if columns % _BLOCK or not per_group:
@@ -89,7 +89,7 @@ def _halves(weight: AffineWeight) -> tuple[Tensor, Tensor] | None:
 
 
 def _nibbles(packed: Tensor) -> Tensor:
-    """Bytes (..., columns / 2) with neighbours in one, as (..., blocks, 16) with columns 16 apart in one."""
+    """Bytes (..., columns / 2) that pair neighbours to bytes (..., blocks, 16) that pair columns 16 apart."""
     columns = unpacked(packed, 4).view(*packed.shape[:-1], -1, 2, _BLOCK // 2)
     return columns[..., 0, :] | columns[..., 1, :] << 4
 

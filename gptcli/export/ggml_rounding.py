@@ -1,4 +1,4 @@
-"""Rounds floats to ggml's blocks. Q8_0, Q5_0 and Q4_0 as llama.cpp does; K-quants by least squares, in our own way.
+"""Rounds floats to ggml's blocks: Q8_0, Q5_0 and Q4_0 as llama.cpp does, K-quants by least squares of our own.
 
 Layouts: ggml-common.h of llama.cpp.
 """
@@ -15,7 +15,7 @@ _CANDIDATES = 20  # scales that are tried for a group
 
 
 def rounded(values: Tensor, kind: str) -> Tensor:
-    """The blocks (..., bytes of a row) nearest to values (..., columns), a multiple of `BLOCK_COLUMNS[kind]`."""
+    """The blocks (..., bytes of a row) nearest to values (..., columns), whole blocks: see `block_columns`."""
     columns, make = _TYPES[kind]
     groups = torch.split(values.reshape(-1, columns), _CHUNK // columns)
     data = torch.cat([make(group.float()) for group in groups])

@@ -1,7 +1,7 @@
 """The fields of a GGUF file for a decoder, checked by reading them back.
 
-All that a decoder's config has a field for is offered, and the reader's own code says which of it an architecture
-reads. What it then reads must be the same decoder with the same recipes; so nothing is lost in silence.
+All fields that a decoder has values for are offered; the reader's own code shows which of them an architecture reads.
+It must then read the same decoder with the same recipes, so nothing is lost in silence.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from gptcli.model.config import (
     MlpConfig,
     MoeConfig,
     RopeConfig,
+    ShortConvolutionConfig,
     YarnScaling,
 )
 from gptcli.model_notes import Note
@@ -42,13 +43,14 @@ from gptcli.model_notes import Note
 _KEPT = frozenset(
     {"vocab_size", "expert_count", "expert_used_count", "rope.dimension_count"}
 )  # read by llama.cpp alone
+_DIVIDES = ("granite", "granitemoe")  # by the scale of logits
 _TOLERANCE = 1e-6  # relative, of numbers that files have in fp32
 Floats = dict[str, np.ndarray[Any, Any]]
 
 
 @dataclass(frozen=True)
 class GgufConfig:
-    """What a file says of a decoder: its fields, tensors of RoPE factors, and how it wants other tensors edited."""
+    """A file's fields for a decoder, its tensors of RoPE factors, and the edits of its other tensors."""
 
     fields: dict[str, Any]
     factors: Floats
@@ -63,6 +65,8 @@ def gguf_config(name: str, folder: ModelFolder, shapes: Mapping[str, Shape], tak
     would read is not this decoder.
     """
     config = folder.architecture.config
+    if not config.attentions:
+        raise UnsupportedArchitecture("cannot write as GGUF: no layer has attention")
     factors = _rope_factors(config)
     shapes = {**shapes, **{each: values.shape for each, values in factors.items()}}
     offered = {f"{name}.{field}": value for field, value in _offered(name, config) if value is not None}
@@ -117,27 +121,27 @@ class _Draft(GgufFile):
         return self.never_read(prefix) if self._strict else []
 
     def never_read(self, prefix: str) -> list[str]:
-        """As `unread` in a file that is there."""
+        """`unread` of a file that exists."""
         return super().unread(prefix)
 
 
 def _edits(model: GgufModel) -> dict[str, Edit]:
-    """Edits by the names of the file's tensors, which the places in `_Draft` tell. 1 is added to norms already."""
-    by_place = {at: name for at, name in enumerate(model.file.tensors)}
+    """Edits by the names of the file's tensors; in a `_Draft`, an offset is an index. Norms have 1 added already."""
+    names = list(model.file.tensors)
     return {
-        by_place[tensor.offset]: tensor.edit
+        names[tensor.offset]: tensor.edit
         for tensor in model.tensors.values()
         if tensor.edit is not None and not tensor.edit.minus
     }
 
 
 def _offered(name: str, config: DecoderConfig) -> Iterator[tuple[str, Any]]:
-    """Every field that a decoder has a value for, by its name without the architecture's; None for none."""
+    """Every field that a decoder may have a value for, by its name without the architecture's; None: it has none."""
     first, blocks = config.blocks[0], config.blocks
-    attention, mlp = first.attention, first.mlp
+    attention = config.attentions[0]
     assert isinstance(attention, AttentionConfig)
-    expert = mlp.expert if isinstance(mlp, MoeConfig) else None
-    dense = next((block.mlp for block in blocks if isinstance(block.mlp, MlpConfig)), expert)
+    moe = next((block.mlp for block in blocks if isinstance(block.mlp, MoeConfig)), None)
+    dense = next((block.mlp for block in blocks if isinstance(block.mlp, MlpConfig)), moe.expert if moe else None)
     assert dense is not None
     yield "context_length", config.max_context
     yield "embedding_length", config.hidden_size
@@ -145,7 +149,8 @@ def _offered(name: str, config: DecoderConfig) -> Iterator[tuple[str, Any]]:
     yield "vocab_size", config.vocab_size
     yield "feed_forward_length", dense.width
     yield "attention.head_count", attention.heads
-    yield "attention.head_count_kv", attention.kv_heads
+    attends = [block.attention is not None for block in blocks]
+    yield "attention.head_count_kv", attention.kv_heads if all(attends) else [attention.kv_heads * at for at in attends]
     yield "attention.key_length", attention.head_dim
     yield "attention.value_length", attention.head_dim
     yield f"attention.layer_norm_{'rms_' if ARCHITECTURES[name].eps == 'rms_norm_eps' else ''}epsilon", config.norm.eps
@@ -158,12 +163,24 @@ def _offered(name: str, config: DecoderConfig) -> Iterator[tuple[str, Any]]:
     yield "use_parallel_residual", first.residual in ("parallel", "shared")
     yield "embedding_scale", config.embedding_scale
     yield "residual_scale", first.residual_scale
-    yield "logit_scale", 1 / config.logit_scale if name == "granite" else config.logit_scale  # which divides by it
-    if isinstance(mlp, MoeConfig):
-        yield "expert_count", mlp.experts
-        yield "expert_used_count", mlp.top_k
-        yield "expert_feed_forward_length", mlp.expert.width
-        yield "expert_shared_feed_forward_length", mlp.shared.width if mlp.shared else None
+    yield "logit_scale", config.logit_scale if name not in _DIVIDES else 1 / config.logit_scale
+    if moe is not None:
+        yield "expert_count", moe.experts
+        yield "expert_used_count", moe.top_k
+        yield "expert_feed_forward_length", moe.expert.width
+        yield "expert_shared_feed_forward_length", moe.shared.width if moe.shared else None
+        yield "expert_shared_count", moe.shared.width // moe.expert.width if moe.shared else None
+        yield "expert_group_count", moe.groups if moe.groups > 1 else None
+        yield "expert_group_used_count", moe.top_groups if moe.groups > 1 else None
+        yield "expert_gating_func", {"softmax": 1, "sigmoid": 2}.get(moe.router)
+        yield "expert_weights_norm", moe.renormalize
+        yield "expert_weights_scale", moe.scale
+        dense_first = next(at for at, block in enumerate(blocks) if isinstance(block.mlp, MoeConfig))
+        yield "leading_dense_block_count", dense_first
+        yield "interleave_moe_layer_step", 1
+    state = next((block.state for block in blocks if block.state is not None), None)
+    if isinstance(state, ShortConvolutionConfig):
+        yield "shortconv.l_cache", state.kernel
     if attention.position_scale is not None:
         yield "attention.temperature_scale", attention.position_scale.beta
     full = _rope(config, sliding=False)
@@ -174,7 +191,7 @@ def _offered(name: str, config: DecoderConfig) -> Iterator[tuple[str, Any]]:
 
 
 def _rope(config: DecoderConfig, *, sliding: bool) -> RopeConfig | None:
-    """RoPE of layers with a window or without; of any if there are no such layers."""
+    """RoPE of the layers with a window, or of those without one; of any layer if there are no such layers."""
     ropes = [(attention.window is not None, attention.rope) for attention in config.attentions]
     rotated = [(windowed, rope) for windowed, rope in ropes if rope is not None]
     return next((rope for windowed, rope in rotated if windowed == sliding), rotated[0][1] if rotated else None)
@@ -214,7 +231,7 @@ def _rope_factors(config: DecoderConfig) -> Floats:
 
 
 def _llama3_factors(rope: RopeConfig, scaling: Llama3Scaling) -> np.ndarray[Any, Any]:
-    """What each pair of channels' wavelength is multiplied with (dim / 2,)."""
+    """The factor of each channel pair's wavelength, (dim / 2,)."""
     turns = scaling.original_context * rope.theta ** -(np.arange(0, rope.dim, 2) / rope.dim) / (2 * math.pi)
     keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     keep = np.clip(keep, 0, 1)
@@ -222,7 +239,7 @@ def _llama3_factors(rope: RopeConfig, scaling: Llama3Scaling) -> np.ndarray[Any,
 
 
 def _plain(config: DecoderConfig) -> DecoderConfig:
-    """The decoder with windows that no text fills left out, and Llama 3's RoPE as the factors that it is."""
+    """The decoder without windows that no text fills, and with Llama 3's RoPE as its factors."""
 
     def plain(attention: AttentionConfig | LatentAttentionConfig) -> AttentionConfig:
         assert isinstance(attention, AttentionConfig)

@@ -28,6 +28,7 @@ from gptcli.files import written_whole
 from gptcli.gguf.architectures import ARCHITECTURES
 from gptcli.gguf.blocks import BLOCKS
 from gptcli.gguf.model_tensor import Edit
+from gptcli.gguf.reader import GgufFile
 from gptcli.gguf.writer import Blocks, write_gguf
 from gptcli.model_notes import Note
 from gptcli.quant.ggml import GgmlWeight
@@ -64,8 +65,8 @@ def write_model(
 ) -> list[Note]:
     """Writes a GGUF file, whole or not at all. to: a key of ROUNDINGS; None keeps every value.
 
-    Returns what somebody who reads the file should know. Raises UnsupportedArchitecture or BrokenTokenizer for what
-    files cannot have, BrokenCheckpoint, and OutputError.
+    Returns notes for those who read the file. Raises UnsupportedArchitecture or BrokenTokenizer for what files cannot
+    have, BrokenCheckpoint, and OutputError.
     """
     if not file.parent.is_dir():
         raise OutputError(f"cannot write: {file}: {file.parent} is not a directory")
@@ -86,9 +87,11 @@ def _planned(folder: ModelFolder, tokenizer: Tokenizer, name: str) -> _Plan:
     architecture = architecture_name(str(folder.config.get("model_type")))
     targets, taken = targets_of(folder, ARCHITECTURES[architecture])
     config = gguf_config(architecture, folder, {each.name: each.shape for each in targets.values()}, taken)
-    if folder.gguf is not None:
+    if folder.is_gguf:
         told: list[Note] = []
-        words = {field: value for field, value in folder.gguf.file.fields.items() if field.startswith("tokenizer.")}
+        words = {
+            field: value for field, value in GgufFile(folder.path).fields.items() if field.startswith("tokenizer.")
+        }
     else:
         stops = [id for where in ("generation_config.json", "config.json") for id in folder.stop_ids.get(where, ())]
         words = tokenizer_fields(folder.path, tokenizer, stops, folder.architecture.config.vocab_size)
@@ -142,12 +145,13 @@ def _blocks(
 
 
 def _value(target: Target, source: TensorSource, edit: Edit | None) -> Tensor | PackedWeight:
-    """A tensor's values, in the order that files have their rows in."""
+    """A tensor's values, with its rows in the file's order."""
     value = cook(target.recipe, source)
     if target.part is not None:
-        rows = value.shape[1] // 2
-        part = slice(target.part * rows, (target.part + 1) * rows)
-        value = value.rows(part) if isinstance(value, PackedWeight) else value[:, part]
+        axis, which = target.part
+        rows = value.shape[axis] // 2
+        part = slice(which * rows, (which + 1) * rows)
+        value = value.rows(part) if isinstance(value, PackedWeight) else value.narrow(axis, part.start, rows)
     if edit is not None:
         order = torch.from_numpy(edit.order(value.shape[0])).argsort()
         value = rows_of(value, order)
@@ -173,7 +177,7 @@ def _rounding_notes(plan: _Plan, folder: ModelFolder, to: str) -> list[Note]:
 
 
 def _need_space(file: Path, plan: _Plan, folder: ModelFolder, to: str | None) -> None:
-    """Raises OutputError unless the file will fit: at its size, or at most twice that of what it is made of."""
+    """Raises OutputError unless the file will fit. Unrounded weights count as stored; they may take twice that."""
     if to is None:
         size = folder.weight_bytes
     else:

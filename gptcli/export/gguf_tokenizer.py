@@ -1,4 +1,4 @@
-"""The tokenizer fields of a GGUF file, checked by reading them back: same tokens, same ids of a hostile text."""
+"""The tokenizer fields of a GGUF file, checked by reading them back: same tokens, same ids of hostile texts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gptcli.text.tokenizer_json import parse
 # Values of tokenizer.ggml.token_type.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _STOPS = ("eos", "eot", "eom")
-# ASCII, and a character or more of every other kind that a pre-tokenizer may treat in its own way.
+# Besides ASCII: characters of every kind that a pre-tokenizer may treat in its own way.
 _LETTERS = [*"éÉßſKǅʰ中あア한ا\u05d0ก\u0e31\u0301\u0903", "ll", "'ve", "\u2019s"]
 _OTHERS = [*"²Ⅷ\u0663½\u00a0\u3000\u2028。、😀\u200d\ufe0f\x01\u00ad\ufffd", "  ", "\r\n", "123"]
 _MORE = 20_000  # random ones after all pairs
@@ -58,7 +58,7 @@ def tokenizer_fields(path: Path, tokenizer: Tokenizer, stop_ids: Iterable[int], 
 
 
 def tokenizer_notes(tokenizer: Tokenizer, fields: Mapping[str, Any], stop_ids: Iterable[int]) -> list[Note]:
-    """What the fields of a file do not say of a tokenizer, and where else texts end there."""
+    """Notes on what a file's fields cannot say of a tokenizer, and on other tokens that end texts there."""
     own, read = {*tokenizer.stop_ids, *stop_ids}, {*gguf_stop_ids(_Fields(dict(fields)))}
     ends = (("texts end at these too in the file", read - own), ("texts do not end at these in the file", own - read))
     notes = [Note(what, tuple(tokenizer.piece(id) for id in sorted(ids))) for what, ids in ends if ids]
@@ -127,7 +127,7 @@ def _roles(tokenizer: Tokenizer, stop_ids: Iterable[int], rows: int) -> dict[str
 
 
 def _models(state: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """What files may say to have such a tokenizer, the likeliest first."""
+    """Fields that may describe the tokenizer, the likeliest first."""
     model = state["model"]
     if model["type"] != "BPE":
         raise BrokenTokenizer(f"cannot write as GGUF: a tokenizer of the kind {model['type']}; BPE can be written")
@@ -151,7 +151,7 @@ def _models(state: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int
 
 
 def _scores(merges: Sequence[tuple[str, ...]], tokens: Sequence[str]) -> list[float]:
-    """SentencePiece's scores, by which a token is made before others: its first merge's rank."""
+    """SentencePiece's scores, which order the merges: minus the rank of a token's first merge."""
     ranks: dict[str, int] = {}
     last = ""
     for rank, merge in enumerate(merges):
@@ -192,7 +192,7 @@ def _split(pre_tokenizer: Mapping[str, Any] | None, text: str) -> list[str] | No
 
 
 def _probes() -> Iterator[str]:
-    """Texts in which every kind of character meets every other."""
+    """Texts in which every kind of character follows every other."""
     kinds = [*printable, *_LETTERS, *_OTHERS]
     yield from ("", " ", "a", " a", "  a", "\n", "\n a", "A b", "12 345", "it's", "▁▁ ▁a")
     yield "".join(first + second for first, second in product(kinds, kinds))

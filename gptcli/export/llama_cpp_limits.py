@@ -1,12 +1,12 @@
-"""What llama.cpp opens of an architecture only in some models, though a file would say it: from its loaders' source."""
+"""Models of an architecture that llama.cpp does not open, though a file could describe them. Source: its loaders."""
 
 from __future__ import annotations
 
-from gptcli.model.config import AttentionConfig, DecoderConfig, MlpConfig
+from gptcli.model.config import AttentionConfig, DecoderConfig, MlpConfig, MoeConfig, ShortConvolutionConfig
 
 WITHOUT_WINDOWS = frozenset({"phi3"})  # whose windows it ignores
-_LARGE = 64  # layers of the models that it knows by their number
-_OWN_HEAD = frozenset({"qwen2moe", "phi2", "gptneox", "stablelm", "olmo2", "olmoe", "gpt-oss", "nemotron"})
+_LARGE = 64  # layers of models that it recognises by their number
+_OWN_HEAD = frozenset("qwen2moe phi2 gptneox stablelm olmo2 olmoe gpt-oss nemotron dots1 minimax-m2".split())
 _TIED_HEAD = frozenset({"gemma", "gemma2", "command-r", "cohere2"})
 _NARROW = frozenset(
     """
@@ -19,8 +19,9 @@ _BIASED_OR_NOT = frozenset({"llama", "mistral3", "granite", "nemotron", "mpt"})
 
 
 def condition_of_llama_cpp(name: str, config: DecoderConfig) -> str | None:
-    """What llama.cpp needs to open a decoder as architecture `name` and compute the same; None if that is there."""
-    attention, mlp, layers = config.blocks[0].attention, config.blocks[0].mlp, len(config.blocks)
+    """The condition that a decoder misses for llama.cpp to compute the same as architecture `name`; None if none."""
+    blocks, attention, mlp = config.blocks, config.attentions[0], config.blocks[0].mlp
+    layers = len(blocks)
     assert isinstance(attention, AttentionConfig)
     mlp_bias = isinstance(mlp, MlpConfig) and mlp.bias
     biased = _BIASED | {"gpt-oss"}
@@ -43,6 +44,12 @@ def condition_of_llama_cpp(name: str, config: DecoderConfig) -> str | None:
             return f"with {_LARGE} layers or more, if queries and keys have norms"
         case "exaone4" if layers != _LARGE and any(each.window for each in config.attentions):
             return f"with {_LARGE} layers, if some have windows"
-        case "olmoe" if attention.kv_heads != attention.heads:
+        case "olmoe" | "dots1" if attention.kv_heads != attention.heads:
             return "with as many heads for keys and values as for queries"
+        case "lfm2" | "lfm2moe" if any(
+            isinstance(each.state, ShortConvolutionConfig) and each.state.bias for each in blocks
+        ):
+            return "with convolutions without biases"
+        case "lfm2moe" if any(isinstance(each.mlp, MoeConfig) and each.mlp.scale != 1 for each in blocks):
+            return "with shares of experts that are not scaled"
     return None

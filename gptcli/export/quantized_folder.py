@@ -31,7 +31,7 @@ Packing = Literal["int8", "int4"]
 
 
 def quantized_size(folder: ModelFolder, packing: Packing) -> int:
-    """About how many bytes `write_quantized` will write; never fewer."""
+    """Bytes that `write_quantized` will write, about; never too few."""
     packed = _packed_in(folder, packing)
     return sum(
         _packed_bytes(stored.shape, packed[name][0])
@@ -71,7 +71,7 @@ def write_quantized(
 
 
 def copy_texts(folder: ModelFolder, target: Path) -> None:
-    """Copies what is beside config.json and the weights: tokenizer, templates, licence. Raises OSError."""
+    """Copies the other files of a model: tokenizer, templates, licence. Raises OSError."""
     for file in folder.path.iterdir():
         if file.is_file() and file.name.endswith(_COPIED) and file.name not in _WRITTEN:
             with open_within(file) as source_file, (target / file.name).open("wb") as copy:
@@ -80,7 +80,7 @@ def copy_texts(folder: ModelFolder, target: Path) -> None:
 
 def _packed_in(folder: ModelFolder, packing: Packing) -> dict[str, tuple[int, bool]]:
     """The bits of each dense matrix that becomes packed, and whether it is stored (in, out)."""
-    if folder.gguf is not None:
+    if folder.is_gguf:
         raise UsageError("a GGUF file has no config.json to keep", "run `gptcli models import` first, or --to q8_0")
     decoder = empty_decoder(folder)
     found: dict[str, tuple[int, bool]] = {}
@@ -100,7 +100,7 @@ def _packed_in(folder: ModelFolder, packing: Packing) -> dict[str, tuple[int, bo
 
 
 def _matrices(recipe: Recipe, transposed: bool) -> Iterator[tuple[str, bool]]:
-    """The tensors that a recipe takes, and whether each is transposed. All it does else is to order and join rows."""
+    """The tensors that a recipe takes, and whether each is transposed; their order does not matter here."""
     if isinstance(recipe, Take):
         yield recipe.name, transposed
     for operand in operands_of(recipe):
@@ -108,7 +108,7 @@ def _matrices(recipe: Recipe, transposed: bool) -> Iterator[tuple[str, bool]]:
 
 
 def _settings(folder: ModelFolder, bits: dict[str, int], packing: Packing) -> dict[str, Any]:
-    """config.json's `quantization`: the bits of most modules, exceptions by name; what is there already stays."""
+    """config.json's `quantization`: the usual bits, exceptions by name; settings that it has already stay."""
     if any(not isinstance(stored, Dense | Affine) for stored in folder.weights.values()):
         raise UnsupportedArchitecture("its packed weights cannot be in one folder with those of MLX's form")
     settings = dict(folder.config.get("quantization") or {"group_size": _GROUP, "bits": int(packing[3:])})
@@ -127,7 +127,7 @@ def _quantized(name: str, value: Tensor, bits: int, transposed: bool) -> dict[st
 
 
 def array_of(value: Tensor, dtype: str) -> Any:
-    """A tensor as it is stored, without torch's types that numpy lacks."""
+    """A stored tensor as an array; types that numpy lacks become unsigned integers of their size."""
     if dtype == "U32":
         return value.contiguous().numpy().view("uint32")
     return (value.view(torch.uint16) if dtype == "BF16" else value).contiguous().numpy()

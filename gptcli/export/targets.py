@@ -1,7 +1,7 @@
-"""Which tensors a GGUF file of a model has, and what each is made of: the reader's tables, read backwards.
+"""The tensors of a model's GGUF file, and what each is made of: the reader's tables, read backwards.
 
-The families say what our parameters are made of, once for the names of the model and once for those of the file. Where
-the two recipes agree, they cancel, and each tensor of the file is left with a recipe of tensors of the model.
+A family gives each parameter's recipe twice: over the model's tensors, and over the file's. Where the two agree they
+cancel, which leaves each tensor of the file a recipe over tensors of the model.
 """
 
 from __future__ import annotations
@@ -40,18 +40,21 @@ WRITTEN_AS = {
 
 @dataclass(frozen=True)
 class Target:
-    """A tensor of a file: `recipe` of the model's tensors, or the `part`-th of two equal parts of its rows."""
+    """A tensor of a file: `recipe` of the model's tensors, or one of two equal parts of what that makes.
+
+    part: the axis of the parts, and which it is.
+    """
 
     name: str
     shape: Shape
     recipe: Recipe
-    part: int | None = None
+    part: tuple[int, int] | None = None
 
     @property
     def is_matrix(self) -> bool:
-        """Whether activations are multiplied with it, and it may be in any type of blocks; others are in fp32."""
+        """Whether activations are multiplied with it: then it may be in any type of blocks, else it is in fp32."""
         stem = self.name.split(".")[-2]
-        added = self.name.endswith(".bias") or stem.endswith("norm") or stem in ("position_embd", "attn_sinks")
+        added = self.name.endswith(".bias") or stem.endswith("norm") or stem in ("position_embd", "attn_sinks", "conv")
         return len(self.shape) > 1 and not added and not stem.startswith("ffn_gate_inp")
 
     @property
@@ -71,7 +74,7 @@ def architecture_name(model_type: str) -> str:
 
 
 def targets_of(folder: ModelFolder, known: GgufArchitecture) -> tuple[dict[str, Target], Mapping[str, Recipe]]:
-    """A file's tensors by their names there, and our parameters' recipes of them.
+    """A file's tensors by their names there, and our parameters' recipes over them.
 
     Raises UnsupportedArchitecture for what the architecture has no name for.
     """
@@ -92,21 +95,21 @@ def targets_of(folder: ModelFolder, known: GgufArchitecture) -> tuple[dict[str, 
 
 
 def _file_names(known: GgufArchitecture, architecture: Architecture) -> dict[str, str]:
-    """Every tensor that a file of this architecture may have: its name for `GgufModel.tensors` -> that in the file."""
+    """Names of every tensor that a file of this architecture may have: in `GgufModel.tensors` -> in the file."""
     names: dict[str, str] = {}
     modules = [("", "", stem, module) for stem, module in known.top.items()]
     for layer in range(len(architecture.config.blocks)):
         modules += [(f"blk.{layer}.", f"{known.layers}{layer}.", *item) for item in known.block.items()]
     for ours, theirs, stem, module in modules:
-        for leaf in ("weight", "bias"):
+        for leaf in ("bias",) if stem == "exp_probs_b" else ("weight", "bias"):
             name = theirs + tensor_name(module, leaf)
             if not (stem == "output" and architecture.config.tied_head):
                 names.setdefault(name, f"{ours}{stem}.{leaf}")
     return names
 
 
-def _solved(theirs: Recipe, ours: Recipe) -> Iterator[tuple[str, Recipe, int | None]]:
-    """For each tensor that `theirs` takes: its name, and what it must be for `theirs` to make what `ours` makes."""
+def _solved(theirs: Recipe, ours: Recipe) -> Iterator[tuple[str, Recipe, tuple[int, int] | None]]:
+    """For each tensor of `theirs`: its name, the recipe with which `theirs` equals `ours`, the part as in `Target`."""
     match theirs, ours:
         case Take(name), _:
             yield name, ours, None
@@ -114,10 +117,11 @@ def _solved(theirs: Recipe, ours: Recipe) -> Iterator[tuple[str, Recipe, int | N
             yield name, ours, None  # in files, 1 is added already
         case Stack((Take(name), *_)), Stack() if ".norms." in name:  # one for each head, which files have in one
             yield name.replace(".norms.0.", ".norms."), ours, None
-        case Concat(wanted, axis=1), EvensThenOdds() if len(wanted) == 2:
-            for part, operand in enumerate(wanted):
-                assert isinstance(operand, Take)
-                yield operand.name, ours, part
+        case Stack((Take(name),)), Stack((given,)):  # a vector seen as a row
+            yield name, given, None
+        case Concat((Take(gate), Take(up)), axis), EvensThenOdds() | Take():
+            yield gate, ours, (axis, 0)
+            yield up, ours, (axis, 1)
         case Concat(wanted, axis=1), Stack(given) if all(isinstance(each, Concat) for each in given):
             for index, operand in enumerate(wanted):
                 yield from _solved(operand, Stack(tuple(each.operands[index] for each in given)))  # type: ignore[union-attr]  # Concat
@@ -132,8 +136,11 @@ def _solved(theirs: Recipe, ours: Recipe) -> Iterator[tuple[str, Recipe, int | N
             raise UnsupportedArchitecture(f"cannot write as GGUF: {sources(ours)[0]} has another form there")
 
 
-def _shape(folder: ModelFolder, name: str, recipe: Recipe, part: int | None) -> Shape:
+def _shape(folder: ModelFolder, name: str, recipe: Recipe, part: tuple[int, int] | None) -> Shape:
     whole = folder.parameter_shape(recipe)
     if part is not None:
-        whole = (whole[0], whole[1] // 2, *whole[2:])
+        axis, _ = part
+        whole = (*whole[:axis], whole[axis] // 2, *whole[axis + 1 :])
+    if name.endswith(".shortconv.conv.weight"):  # (channels, 1, kernel) here
+        return whole[0], whole[2]
     return whole[1:] if ".ffn_gate_inp_shexp." in name else whole  # a vector there

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Timing:
-    """When a text was asked for, on time.perf_counter's clock, and what its prompt and drafts took.
+    """Times and counts of a text's prompt and drafts. asked_at: by time.perf_counter.
 
-    prefilled: tokens of the prompt that were not cached. prefill_s: seconds that they took.
+    prefilled: tokens of the prompt that were not cached. prefill_s: the seconds that these took.
     """
 
     asked_at: float = field(default_factory=time.perf_counter)
@@ -39,11 +39,10 @@ class Timing:
 class Completion:
     """A text from its prompt to its end.
 
-    history: the ids that the model sees. ids: those that were drawn. said: text that nobody has taken yet. reason:
-    None until the text has ended. error: what to raise once its text has been read.
+    history: the ids that the model sees. ids: the drawn ids. said: text that nobody has taken yet. reason: None until
+    the text has ended. error: to raise once the text has been read.
 
-    constraint: limits what is drawn, if there is one, and is told each token. splitter: keeps the calls of tools, which
-    are not said.
+    constraint: limits the drawn tokens, if there is one. splitter: keeps calls of tools out of the text.
     """
 
     def __init__(
@@ -58,13 +57,13 @@ class Completion:
     ) -> None:
         self.history, self.prompt_tokens = list(prompt), len(prompt)
         self.ids: list[int] = []
-        self.forced = 0  # tokens that the constraint left no choice in
+        self.forced = 0  # tokens that the constraint forced
         self.said: deque[TextDelta] = deque()
         self.steps: list[StepLogprobs] | None = [] if sampler.records else None
         self.reason: FinishReason | None = None
         self.stopped_by: str | None = None
         self.error: GptcliError | None = None
-        self.first_token_at: float | None = None  # on time.perf_counter's clock
+        self.first_token_at: float | None = None  # by time.perf_counter
         self.ended_at = 0.0
         self.stop, self.constraint = stop, constraint
         self._tokenizer, self._stop_ids = tokenizer, stop_ids
@@ -74,7 +73,7 @@ class Completion:
 
     @property
     def seed(self) -> int:
-        """The seed that it is drawn with."""
+        """The sampler's seed."""
         return self._sampler.seed
 
     @property
@@ -131,14 +130,14 @@ class Completion:
         return token, step
 
     def _drawn(self, logits: Logits, constraint: Constraint) -> tuple[int, StepLogprobs | None]:
-        if self._sampler.repeats:  # the likeliest of all is mostly allowed, which is sooner known than all that are
+        if self._sampler.repeats:  # the likeliest is mostly allowed, and checking it costs less than a mask
             token, step = self._sampler.sample(logits, self.history)
             if constraint.fitting([token]):
                 return token, step
         return self._sampler.sample(logits, self.history, constraint.allowed())
 
     def end(self, reason: FinishReason, stopped_by: str | None = None) -> None:
-        """Says the text that is still pending. If that completes a stop text, the reason is "stop"."""
+        """Ends the text after what is pending. If that completes a stop text, the reason is "stop"."""
         if self._matcher.matched is None:
             self._say(self._matcher.push(self._detokenizer.flush()) + self._matcher.flush())
         if self._splitter is not None:
@@ -151,11 +150,11 @@ class Completion:
         self.reason, self.stopped_by, self.ended_at = reason, stopped_by, time.perf_counter()
 
     def forced_next(self, most: int) -> Sequence[int]:
-        """At most so many tokens that the constraint leaves no choice in, if there are any."""
+        """At most `most` of the tokens that the constraint forces next."""
         return () if self.constraint is None or most < 1 else self.constraint.forced()[:most]
 
     def finished(self, load_s: float, timing: Timing) -> Finished:
-        """How it ended. load_s: seconds that loading the model took."""
+        """The last event. load_s: seconds that loading the model took."""
         assert self.reason is not None
         first_token_at = self.first_token_at or self.ended_at
         decode_s = self.ended_at - first_token_at
@@ -183,13 +182,13 @@ class Completion:
         )
 
     def end_at_the_contexts_end(self, ctx_size: int) -> None:
-        """Ends the text where the context of so many tokens is full, which is an error if its settings say so."""
+        """Ends the text at a full context of `ctx_size` tokens, with an error if `stop.overflow` is "error"."""
         self.end("length")
         if self.stop.overflow == "error":
             self.error = ContextOverflow(f"the context of {ctx_size} tokens is full")
 
     def forget_older_half(self) -> None:
-        """Keeps the newer half of the history, and the control token that began it, if one did."""
+        """Keeps the newer half of the history, after the control token that began it, if one did."""
         head = self.history[:1] if self._tokenizer.is_control(self.history[0]) else []
         self.history = head + self.history[len(self.history) // 2 + len(head) :]
 

@@ -1,4 +1,4 @@
-"""Makes the completions of one model's texts: checks what is asked, limits each text, finds its calls. No weights."""
+"""Makes the completions of a model's texts: checks requests, makes samplers, constraints and splitters. No weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from gptcli.runtime.engine import Engine, Workload
 from gptcli.settings import ConstraintConfig, SamplingConfig, StopConfig
 from gptcli.text.chat_template import prompt_opens_thoughts
 from gptcli.text.tokenizer import Tokenizer
-from gptcli.tools.thought_tags import CLOSING
 
 if TYPE_CHECKING:
     from gptcli.generation.completion import Completion
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class CompletionFactory:
-    """Makes completions for a tokenizer, the ids that end its texts, and a context of so many tokens."""
+    """Makes completions. stop_ids: the ids that end texts. ctx_size: the context in tokens."""
 
     def __init__(self, tokenizer: Tokenizer, stop_ids: frozenset[int], ctx_size: int) -> None:
         self._tokenizer, self._stop_ids, self._ctx_size = tokenizer, stop_ids, ctx_size
@@ -62,12 +61,12 @@ class CompletionFactory:
         explain: bool = False,
         tools: ToolUse | None = None,
     ) -> tuple[Engine, list[Completion]]:
-        """A completion for each config, and the engine for them, which is loaded once everything is checked.
+        """A completion for each of `samplings`, and their engine, which is loaded once all is checked.
 
         Raises UsageError and ContextOverflow.
         """
         samplings = [sampling.sparing(self._stop_ids) for sampling in samplings]
-        forces = True  # what the settings ban is never forced
+        forces = True  # not with bans: a banned token must not be forced
         for sampling in dict.fromkeys(replace(sampling, seed=None) for sampling in samplings):
             self.check(prompt, sampling, constraint, tools)
             never = {token for token, bias in sampling.logit_bias if bias == float("-inf")} | always_banned(sampling)
@@ -99,11 +98,12 @@ class CompletionFactory:
 
     def _call_grammar(self, tools: ToolUse | None) -> CallGrammar | None:
         """What limits a text that must be a call of a tool, or the calls of strict ones."""
-        if tools is None or (lark := tools.grammar(self._tokenizer.control_tokens.ids)) is None:
+        if tools is None or not tools.holds:
             return None
         from gptcli.generation.constraints.grammar import CallGrammar
 
-        return CallGrammar(lark, tools.schemas, tools.held_after)
+        write = partial(tools.grammar, self._tokenizer.control_tokens.ids)
+        return CallGrammar(tools.format.name, tools.schemas, tools.held_after, write)
 
     @cached_property
     def _compiler(self) -> Compiler:
@@ -114,18 +114,14 @@ class CompletionFactory:
     def _constraint(
         self, config: ConstraintConfig | CallGrammar | None, prompt: Sequence[int], forces: bool
     ) -> Constraint | None:
-        """What limits a text: from its beginning, or from the end of thoughts that the prompt opens."""
+        """The constraint of a text, from its beginning or from the end of thoughts that the prompt opens."""
         if config is None:
             return None
-        constraint = self._compiler.constraint(config, forces=forces)
-        if not prompt_opens_thoughts(prompt, self._tokenizer):
-            return constraint
-        from gptcli.generation.constraints.matcher import AfterThoughts
-
-        return AfterThoughts(constraint, self._tokenizer, CLOSING.encode(), self._stop_ids)
+        in_thoughts = prompt_opens_thoughts(prompt, self._tokenizer)
+        return self._compiler.constraint(config, forces=forces, in_thoughts=in_thoughts)
 
     def _splitter(self, tools: ToolUse | None, prompt: Sequence[int]) -> Splitter | None:
-        """What keeps the calls of a text. Their ids depend on the prompt, so that no conversation has one twice."""
+        """Splits calls from a text. Their ids depend on the prompt, so that they differ within a conversation."""
         if tools is None:
             return None
         from gptcli.tools.splitter import splitter_of

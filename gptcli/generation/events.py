@@ -1,4 +1,4 @@
-"""What a generation yields: text as it comes, then one `Finished`."""
+"""The events of a generation: text as it comes, then one `Finished`."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class FilterEffect:
-    """What one sampling filter did when a token was drawn.
+    """The effect of a sampling filter on one draw.
 
-    kept and removed: how many of the tokens that reached it. removed_probability: the sum over those removed, in the
-    model's own distribution. probability: of the token that was drawn, among those kept.
+    kept, removed: numbers of the tokens that reached it. removed_probability: the sum over removed tokens, in the
+    model's own distribution. probability: the drawn token's, among those kept.
     """
 
     name: str
@@ -54,10 +54,10 @@ class FilterEffect:
 
 @dataclass(frozen=True)
 class Explanation:
-    """How a token came to be drawn.
+    """Why a token was drawn.
 
-    entropy: of the model's distribution, in nats. rank: of the token in it, 1 for the likeliest. filters: the active
-    ones in their order; the `probability` of the last is the one that the token was drawn with.
+    entropy: of the model's distribution, in nats. rank: the token's, 1 for the likeliest. filters: the active ones in
+    order; the `probability` of the last is the one that the token was drawn with.
     """
 
     entropy: float
@@ -67,7 +67,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class StepLogprobs:
-    """One generated token, the likeliest tokens at its position, best first, and, if asked for, why it was drawn."""
+    """A generated token. top: the likeliest at its position, best first. explanation: None unless asked for."""
 
     chosen: TokenLogprob
     top: tuple[TokenLogprob, ...]
@@ -78,8 +78,8 @@ class StepLogprobs:
 class Usage:
     """Counts of tokens, and times in seconds.
 
-    ttft_s: from the request to the first token. kept_tokens: the drafted tokens that were then drawn.
-    forced_tokens: those of the completion that a constraint left no choice in.
+    ttft_s: from the request to the first token. kept_tokens: drafted tokens that were then drawn. forced_tokens: tokens
+    of the completion that a constraint forced.
     """
 
     prompt_tokens: int
@@ -100,8 +100,8 @@ class Finished:
     """The last event.
 
     ids: without the stop token. stop: the text or token that ended it, if one did. logprobs: one entry per id; None if
-    neither they nor explanations were asked for. tool_calls: what the model called; they are no part of the text.
-    cut_call: whether the text ended amid a call, which is no part of it either.
+    neither logprobs nor explanations were asked for. tool_calls: not part of the text. cut_call: whether the text ended
+    amid a call, which is not part of it either.
     """
 
     reason: FinishReason
@@ -126,7 +126,7 @@ class Completed:
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> Self:
-        """The text of all events of a generation. Raises what reading them does."""
+        """The text of a generation's events. Raises what reading them does."""
         *deltas, finished = events
         assert isinstance(finished, Finished)
         return cls(b"".join(delta.data for delta in deltas if isinstance(delta, TextDelta)), finished)

@@ -32,13 +32,12 @@ def generate(
 ) -> Iterator[Iterator[Event]]:
     """Continues a prompt that `check_request` accepts, in one or more ways, and yields a stream for each.
 
-    A stream is text as it comes, then one Finished. Streams are read in order; the later ones are decoded along with
-    the first, as many at once as gain by it and fit into the memory, and kept until they are read.
+    A stream is text as it comes, then one Finished. Streams are read in order; later ones are decoded along with the
+    first, as many at once as gain by it and fit into the memory, and kept until they are read.
 
-    cache: its common prefix with the prompt of a single text is not run again; afterwards it holds that text. drafter:
-    drafts up to `most_drafted` tokens a step of a single text; the text stays the same.
-    cancelled: asked before every step and chunk; once true, running texts finish with reason "interrupt", and no other
-    begins.
+    cache: for a single text, which skips their common prefix and is cached afterwards. drafter: drafts up to
+    `most_drafted` tokens for a step of a single text, which stays the same. cancelled: asked before every step and
+    chunk; once true, running texts finish with reason "interrupt", and no other begins.
 
     A stream raises ContextOverflow at the end of the context if `stop.overflow` is "error".
     """
@@ -91,17 +90,17 @@ def _in_a_batch(
 
 @dataclass
 class _Together:
-    """Samples of one prompt, which is prefilled once; then each step is one for all that have not ended."""
+    """Samples of one prompt, which is prefilled once; they share each step until they end."""
 
     engine: Engine
-    running: list[Completion]  # in the order of the rows of steps
+    running: list[Completion]  # in the order of the steps' rows
     steps: Steps
     on_prefill: Progress
     cancelled: Cancelled
     timing: Timing | None = None
 
     def events(self, sample: Completion) -> Iterator[Event]:
-        """What a sample says, and how it ended. The others go on as far as it does."""
+        """A sample's text and its end. The other samples advance with it."""
         while sample.reason is None or sample.said:
             if sample.said:
                 yield sample.said.popleft()

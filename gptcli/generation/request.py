@@ -1,4 +1,4 @@
-"""One of many texts to complete, with settings of its own. No torch."""
+"""A request for a text, with settings of its own. No torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class StreamKeywords(RunKeywords, total=False):
-    """What may be asked of a text beside its settings, and how it is run. See `LanguageModel.generate`."""
+    """Keywords of a text beside its settings. See `LanguageModel.generate`."""
 
     constraint: ConstraintConfig | None
     logprobs: int | None
@@ -33,8 +33,8 @@ class StreamKeywords(RunKeywords, total=False):
 class Request:
     """A prompt, as text or token ids, and how it is completed.
 
-    given: the sampling settings that were given; the others are the model's defaults, else SamplingConfig's. tools:
-    what finds calls in the text, and may require one.
+    given: the sampling settings that were given; others are the model's defaults, else SamplingConfig's. tools: finds
+    calls in the text, and may require one.
     """
 
     prompt: str | Sequence[int]

@@ -30,7 +30,7 @@ def check_request(prompt: Sequence[int], sampling: SamplingConfig, ctx_size: int
 
 
 def check_scoring(stride: int | None, top: int, longest: int | None = None) -> None:
-    """Raises UsageError for a negative top, and for a stride below 1 or above `longest`, None before that is known."""
+    """Raises UsageError for a negative top, and for a stride below 1 or above `longest`; None: not known yet."""
     if stride is not None and (stride < 1 or (longest is not None and stride > longest)):
         bounds = "at least 1" if longest is None else f"between 1 and {longest}"
         raise UsageError(f"stride must be {bounds}, not {stride}")

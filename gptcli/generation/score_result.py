@@ -12,9 +12,9 @@ from gptcli.generation.events import TokenLogprob
 class Score:
     """How probable a text is.
 
-    logprobs: one per id, in nats, over the tokens that the tokenizer has. It is None for the first token, or for those
-    that the tokenizer put before the text. top: the likeliest tokens at each position, best first, as many as were
-    asked for. bytes: of the whole text.
+    logprobs: one per id, in nats, over the tokenizer's tokens; None for the first token, or for those that the
+    tokenizer put before the text. top: the likeliest tokens at each position, best first, as many as were asked for.
+    bytes: of the whole text.
     """
 
     ids: tuple[int, ...]
@@ -24,7 +24,7 @@ class Score:
 
     @property
     def scored(self) -> int:
-        """How many tokens have a log-probability."""
+        """The number of tokens with a log-probability."""
         return sum(logprob is not None for logprob in self.logprobs)
 
     @property

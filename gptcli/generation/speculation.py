@@ -14,7 +14,7 @@ from gptcli.runtime.engine import Cancelled, never_cancelled
 if TYPE_CHECKING:
     from gptcli.runtime.torch_engine import TextCache, TorchEngine
 
-_NGRAMS = (3, 2)  # lengths of the repeated tokens whose continuation is a draft, in order of preference
+_NGRAMS = (3, 2)  # lengths of repeated tokens that are looked up, the preferred first
 _FIRST_DRAFT = 2
 _FIRST_PAUSE, _LONGEST_PAUSE = 4, 128  # steps
 _DRAFTS_IN_A_ROW = 32  # before an ordinary step is timed again
@@ -22,10 +22,10 @@ _NEWEST = 0.25  # weight of the newest step in the running mean
 
 
 class Drafter(Protocol):
-    """Guesses what follows in one text."""
+    """Guesses the next tokens of one text."""
 
     def draft(self, text: Sequence[int], count: int) -> list[int]:
-        """At most `count` tokens that may follow a text; it extends the text of the last call."""
+        """At most `count` tokens that may follow a text, which extends the text of the last call."""
 
     def forget(self) -> None:
         """Prepares for another text."""
@@ -43,7 +43,7 @@ class PromptLookup:
         self._ends: dict[tuple[int, ...], int] = {}  # n-gram -> position after its latest occurrence
 
     def draft(self, text: Sequence[int], count: int) -> list[int]:
-        """What followed the last tokens when they occurred before; see `Drafter.draft`."""
+        """The tokens after an earlier occurrence of the last tokens; see `Drafter.draft`."""
         for end in range(max(self._seen, 1), len(text)):  # nothing follows the very end yet
             for size in _NGRAMS:
                 if end >= size:
@@ -59,7 +59,7 @@ class PromptLookup:
 class DraftModel:
     """Drafts greedily with a smaller model that has the same tokens.
 
-    cache: the smaller model's; its common prefix with the text is not run again. vocabulary: number of tokens.
+    cache: the smaller model's, whose common prefix with the text is not run again. vocabulary: number of tokens.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class DraftModel:
         return drafted
 
     def _keep_common(self, text: Sequence[int]) -> None:
-        """Forgets drafts that did not come true, and the last token, which is to be run."""
+        """Forgets rejected drafts, and the last token, which is run next."""
         if not self._seen:
             self._cache.keep_common(text[:-1])
         else:
@@ -100,7 +100,7 @@ class DraftModel:
 
 
 class Pace:
-    """How many tokens to draft: more while they come true; none for a while if drafting took longer than it saved."""
+    """The number of tokens to draft: more while drafts are kept, none for a while once drafting costs time."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -118,7 +118,7 @@ class Pace:
         return 0 if self._step_s is None or self._in_a_row == _DRAFTS_IN_A_ROW else self._length
 
     def learn(self, drafted: int, kept: int, seconds: float) -> None:
-        """Adapts to a step: how many of its drafted tokens were kept, and its seconds with drafting."""
+        """Adapts to a step. kept: of its drafted tokens. seconds: with drafting."""
         if not drafted:
             newest = 1.0 if self._step_s is None else _NEWEST
             self._step_s = newest * seconds + (1 - newest) * (self._step_s or 0.0)

@@ -1,4 +1,4 @@
-"""Where the logits for the next token come from: the steps of one text, or those that several texts share."""
+"""Computes the logits for the next token: in the steps of one text, or in steps that several texts share."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 
 class Steps(Protocol):
-    """Steps of one or more texts that begin with one prompt. Logits come one a text, in the texts' order."""
+    """Steps of one or more texts that begin with one prompt. Logits are one for each text, in order."""
 
     drafted: int
     """Tokens that were run ahead."""
     kept: int
-    """Drafted tokens that came true."""
+    """Drafted tokens that were then drawn."""
 
     def begin(
         self, prompt: Sequence[int], texts: int, on_progress: Progress, cancelled: Cancelled
     ) -> tuple[int, Sequence[Logits] | None]:
-        """Runs the prompt; returns how many of its tokens were not cached, and the logits, or None once cancelled."""
+        """Runs the prompt; returns the number of its tokens that were not cached, and logits, None once cancelled."""
 
     def after(self, texts: Sequence[Sequence[int]]) -> Sequence[Logits]:
-        """Logits after texts of which all but the last token were run."""
+        """Logits after texts whose tokens but the last were run."""
 
     def again(self, texts: Sequence[Sequence[int]], cancelled: Cancelled) -> Sequence[Logits] | None:
         """Logits after other texts than before; None once cancelled."""
@@ -51,7 +51,7 @@ def _prefill(
 class SingleSteps:
     """The steps of one text. With a drafter, a step runs up to `most_drafted` tokens ahead.
 
-    constraint: the text's, whose forced tokens are run in one step, and which cuts drafts; it has taken the last token.
+    constraint: its forced tokens are run in one step, and it cuts drafts; it has taken the last token.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class SingleSteps:
         self._engine, self._cache, self._constraint = engine, cache, constraint
         self._drafter, self._pace = drafter, Pace(most_drafted)
         self._ahead: deque[tuple[int, Logits]] = deque()  # tokens that were run, with the logits after each
-        self._last: tuple[int, float] | None = None  # tokens the last step had drafted, its seconds; None if forced
+        self._last: tuple[int, float] | None = None  # drafted tokens and seconds of the last step; None if forced
         self.drafted = self.kept = 0
 
     def begin(
@@ -113,13 +113,13 @@ class SingleSteps:
         return draft if self._constraint is None else draft[: self._constraint.fitting(draft)]
 
     def _forced(self) -> list[int]:
-        """The tokens that the constraint leaves no choice in."""
+        """The tokens that the constraint forces."""
         if self._constraint is None:
             return []
         return list(self._constraint.forced()[: self._engine.most_ahead(self._cache)])
 
     def _settle(self, length: int) -> None:
-        """Learns from the last step, and forgets its drafted tokens that did not come true."""
+        """Learns from the last step, and forgets its rejected drafts."""
         if self._drafter and self._last is not None:
             drafted, seconds = self._last
             self._pace.learn(drafted, drafted - len(self._ahead), seconds)
@@ -129,9 +129,9 @@ class SingleSteps:
 
 
 class SharedSteps:
-    """The steps of several texts in torch, each of which reads the weights once for all of them.
+    """Steps of several texts in torch, each of which reads the weights once for all.
 
-    Nothing is drafted: a shared step would gain less by it, and each text would run ahead by another number of tokens.
+    Nothing is drafted: shared steps would gain less, and each text would run ahead by another number of tokens.
     """
 
     drafted = kept = 0

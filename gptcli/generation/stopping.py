@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 class StopMatcher:
-    """Delays bytes that may begin a stop text until it is clear whether they do."""
+    """Holds bytes back that may begin a stop text, until it is clear whether they do."""
 
     def __init__(self, strings: Sequence[str]) -> None:
         self._stops = [(stop.encode(), stop) for stop in strings]
@@ -14,7 +14,7 @@ class StopMatcher:
         self.matched: str | None = None
 
     def push(self, data: bytes) -> bytes:
-        """Takes the next bytes; returns those that belong to no stop text. Sets `matched` once one is complete.
+        """Takes the next bytes; returns those before any stop text. Sets `matched` once one is complete.
 
         The stop text that begins first wins; of several that begin together, the longest complete one.
         """

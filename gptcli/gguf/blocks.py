@@ -1,6 +1,6 @@
-"""The values of ggml's blocks: every type of block that weights come in, as numpy arrays.
+"""Decodes ggml's blocks of every type to numpy arrays.
 
-A block is a run of columns of one row. Its layout is a structured dtype here. Each decoder takes n blocks and returns
+A block is a run of columns of one row; a structured dtype describes its layout. Each decoder takes n blocks and returns
 their values (n, columns) in fp32, exactly as ggml computes them.
 """
 
@@ -14,10 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
-Array: TypeAlias = Any  # an np.ndarray: arithmetic on one that may have any dtype is Any to numpy's own types
+Array: TypeAlias = Any  # an np.ndarray; numpy's types say Any for arithmetic on unknown dtypes, too
 
 _CHUNK = 1 << 20  # values decoded at once
-_IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+# ggml's "non-linear" 4 bits. Source: kvalues_iq4nl of ggml-common.h.
+IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 _E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # doubled
 
 
@@ -62,7 +63,7 @@ def _chunks(data: Array, block: BlockType) -> Iterator[Array]:
 
 
 def _split(data: Array, bits: int, run: int = 1) -> Array:
-    """(n, bytes) to one number per byte, the lowest bits first: of a run of bytes, those of all of its bytes."""
+    """(n, bytes) to one number per byte: for each run of bytes, the lowest bits of all its bytes, then the next."""
     import numpy as np
 
     shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
@@ -175,7 +176,7 @@ def _tq2_0(block: Array) -> Array:
 
 
 def _mxfp4(block: Array) -> Array:
-    """Half the power of two, for the values are doubled. The two least are subnormal in fp32."""
+    """_E2M1 is doubled, so scales are halved. The two least scales are subnormal in fp32."""
     import numpy as np
 
     e = block["e"].astype(np.uint32)
@@ -184,7 +185,7 @@ def _mxfp4(block: Array) -> Array:
 
 
 def _nvfp4(block: Array) -> Array:
-    """Scales of four bits of exponent and three of mantissa, without sign. Halved, for the values are doubled."""
+    """Scales have 4 bits of exponent and 3 of mantissa, no sign. They are halved, for _E2M1 is doubled."""
     import numpy as np
 
     e, mantissa = block["e"] >> 3 & 15, _wide(block["e"] & 7)
@@ -209,7 +210,7 @@ def _iq4_xs(block: Array) -> Array:
 def _iq4_values(q: Array) -> Array:
     import numpy as np
 
-    return np.array(_IQ4, np.float32)[_split(q, 4, 16)]
+    return np.array(IQ4_NL, np.float32)[_split(q, 4, 16)]
 
 
 def _iq2_xxs(block: Array) -> Array:
@@ -266,7 +267,7 @@ def _iq1_m(block: Array) -> Array:
 
 
 def _shifted(values: Array, down: Array) -> Array:
-    """Values (n, columns) up by 1/8, or down where the group's bit (n, groups) is set."""
+    """Values (n, columns) plus 1/8, or minus 1/8 where their group's bit (n, groups) is set."""
     return (values.reshape(*down.shape, -1) + (0.125 - 0.25 * _wide(down))[..., None]).reshape(values.shape)
 
 
@@ -287,7 +288,7 @@ def grid(name: str) -> Array:
 
 @cache
 def _signs_of_7_bits() -> Array:
-    """Eight signs for each number of 7 bits: the last one makes their number even."""
+    """Eight sign bits for each number of 7 bits; the eighth makes their count even."""
     import numpy as np
 
     numbers = np.arange(128, dtype=np.uint8)
@@ -313,7 +314,7 @@ def _bytes_of(words: Array) -> Array:
 
 
 def _type(number: int, columns: int, decode: Callable[[Array], Array], **fields: str) -> BlockType:
-    """fields: the dtype of each and, after a star, how many there are."""
+    """fields: each field's dtype and, after a star, its count."""
     parsed = ((name, *spec.partition("*")[::2]) for name, spec in fields.items())
     return BlockType(number, columns, tuple((name, kind, int(count or 1)) for name, kind, count in parsed), decode)
 

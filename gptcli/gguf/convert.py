@@ -32,7 +32,7 @@ _GROUP = 32  # columns that share a scale in Q4_0, Q4_1 and Q8_0
 def convert(source: Path, target: Path, on_progress: Callable[[int, int], None]) -> None:
     """Writes a GGUF file's model to an existing directory, in the layout of transformers and MLX.
 
-    Raises InputError, InvalidModel or OutputError. on_progress gets tensors' bytes done and in all.
+    on_progress: gets tensors' bytes done, and in all. Raises InputError, InvalidModel or OutputError.
     """
     model = read_model(source)
     config = {name: value for name, value in model.config.items() if name != TILED}
@@ -86,9 +86,9 @@ def _write_tensors(model: GgufModel, target: Path, on_progress: Callable[[int, i
 def _arrays(
     tensor: ModelTensor, order: tuple[int, np.ndarray[Any, Any]] | None, *, may_pack: bool
 ) -> tuple[Arrays, int | None]:
-    """A tensor as arrays by the last part of their names, "" for its own, and its bits if it stays packed.
+    """A tensor as arrays, by the last part of their names ("" is its own name), and its bits if it stays packed.
 
-    order: an axis, 0 or 1, and the indices to take along it. Columns of blocks are reordered as fp16.
+    order: an axis, 0 or 1, and the indices to take along it. Blocks whose columns are reordered become fp16.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""A GGUF file seen as a checkpoint of transformers: its config, and its tensors by their names there."""
+"""A GGUF file as a checkpoint of transformers: its config, and its tensors by transformers' names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gptcli.gguf.reader import GgufFile, GgufTensor
 from gptcli.gguf.rope_scaling import ROPE_TENSORS, rope_scaling
 from gptcli.gguf.tokenizer import stop_ids
 
-# Fields that no computation reads, or that repeat what is known: after the architecture's name.
+# Fields, after the architecture's name, that no computation reads or that repeat others.
 _WITHOUT_EFFECT = frozenset(
     """
     vocab_size tensor_data_layout rope.scaling.finetuned expert_used_count expert_count rope.dimension_count
@@ -26,9 +26,9 @@ _WITHOUT_EFFECT = frozenset(
 )
 _NULLS = ("q_lora_rank", "sliding_window")  # fields of config.json for which null is not the default
 _OF_IMAGES = frozenset(("rope.dimension_sections", "rope.mrope_section", "n_deepstack_layers"))
-_IMAGE_PARTS = ("v.", "mm.")  # of tensors' names in Ollama's files, which have a whole model in one
+_IMAGE_PARTS = ("v.", "mm.")  # prefixes of tensors in Ollama's files, which hold a whole model
 _IMAGE_FIELDS = ("vision.", "mm.", "image_token_index", "spatial_merge_size")
-# Fields that mean what we do if they have these values.
+# Fields that are harmless with these values.
 _HARMLESS: dict[str, tuple[object, ...]] = {
     "attention.causal": (True,),
     "pooling_type": (0,),
@@ -48,21 +48,21 @@ _HARMLESS: dict[str, tuple[object, ...]] = {
     "embedding_length_per_layer_input": (0,),
     "attention.shared_kv_layers": (0,),
 }
-# Beginnings of names that are of computing; others are left over.
+# Prefixes of fields that may change what is computed; others are left over.
 _OF_COMPUTING = re.compile(
     r"attention|rope|expert|moe|ssm|wkv|attn|logit|final_logit|router|embedding|residual|leading|nextn|num_loops|"
     r"feed_forward|activation|hidden_act|swiglu|full_attention|interleave|deepstack|hyper|altup|laurel|shortconv|"
     r"pooling|use_parallel|dense|kda|ple"
 )
-_ROWS = (".shared_expert_gate", ".moe_statics.e_score_correction_bias")  # matrices there, vectors in files
+_ROWS = (".shared_expert_gate", ".moe_statics.e_score_correction_bias")  # matrices in transformers, vectors in files
 _LAYER_TENSOR = re.compile(r"blk\.(\d{1,4})\.(.+?)(?:\.(\d{1,4}))?(?:\.(weight|bias))?")
 
 
 class GgufModel:
     """A GGUF file of an architecture that we know.
 
-    left_over: names of fields that nothing reads. Raises BrokenCheckpoint, or UnsupportedArchitecture with the name of
-    what is unknown and may change what the model computes.
+    left_over: names of fields that nothing reads. Raises BrokenCheckpoint, and UnsupportedArchitecture that names what
+    is unknown and may change what the model computes.
     """
 
     def __init__(self, file: GgufFile) -> None:
@@ -79,7 +79,7 @@ class GgufModel:
 
     @cached_property
     def tensors(self) -> dict[str, ModelTensor]:
-        """All tensors by their names in transformers, or in MLX for those that only MLX stores in one."""
+        """All tensors by their names in transformers; stacked experts and the like have MLX's names."""
         found: dict[str, ModelTensor] = {}
         for tensor in self.file.tensors.values():
             if tensor.name in ROPE_TENSORS or tensor.name.startswith(_IMAGE_PARTS):
@@ -92,7 +92,7 @@ class GgufModel:
 
     @property
     def ahead(self) -> range:
-        """The layers that predict tokens further ahead, which follow the others."""
+        """The extra layers, after the others, that predict tokens further ahead."""
         layers = self._fields.integer("block_count")
         return range(layers - self._fields.integer("nextn_predict_layers", 0), layers)
 
@@ -103,7 +103,7 @@ class GgufModel:
 
     @property
     def generation_config(self) -> dict[str, Any]:
-        """What the file says of generation, as a generation_config.json says it."""
+        """The file's settings of generation, as a generation_config.json has them."""
         names = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
         given = {ours: self.file.any(f"general.sampling.{theirs}") for theirs, ours in names.items()}
         given = {name: value for name, value in given.items() if value is not None}
@@ -165,7 +165,7 @@ class GgufModel:
         return rms if self._architecture.eps == "rms_norm_eps" else layer
 
     def _check_unread(self, prefix: str) -> tuple[str, ...]:
-        """The fields of the architecture that nothing reads. Raises where one may change what is computed."""
+        """The architecture's fields that nothing reads. Raises UnsupportedArchitecture for those that may matter."""
         left_over = []
         for name in self.file.unread(prefix):
             rest, value = name.removeprefix(prefix), self.file.fields[name]
@@ -180,7 +180,7 @@ class GgufModel:
         return tuple(left_over)
 
     def _as_stored(self, tensor: GgufTensor) -> list[tuple[str, ModelTensor]]:
-        """The tensors of transformers that a tensor holds, by name."""
+        """The tensors of transformers, by name, that a tensor of the file holds."""
         known, file = self._architecture, self.file
         match = _LAYER_TENSOR.fullmatch(tensor.name)
         if match is None:
@@ -237,7 +237,7 @@ class GgufModel:
             raise self.file.unsupported(f"tensor {tensor.name!r} is of type {tensor.kind}")
 
     def _xielu(self) -> dict[str, ModelTensor]:
-        """The parameters of Apertus' activation, which are fields, as tensors."""
+        """The parameters of Apertus' activation as tensors; in files they are fields."""
         if self.config["model_type"] != "apertus":
             return {}
         shapes: dict[str, tuple[int, ...]] = {"alpha_p": (1,), "alpha_n": (1,), "beta": (), "eps": ()}
@@ -252,7 +252,7 @@ class GgufModel:
         return found
 
     def _by_projection(self, tensor: GgufTensor, layer: int, leaf: str) -> list[tuple[str, ModelTensor]]:
-        """q, k and v, whose rows are in one tensor one after the other."""
+        """q, k and v from the tensor that joins their rows."""
         dim, kv = self.config["head_dim"], self.config["num_key_value_heads"]
         if "global_head_dim" in self.config and self.config["layer_types"][layer : layer + 1] == ["full_attention"]:
             dim, kv = self.config["global_head_dim"], self.config["num_global_key_value_heads"]

@@ -1,4 +1,4 @@
-"""A tensor of a GGUF file as a checkpoint of transformers has it: what the converter did to it is undone."""
+"""A tensor of a GGUF file as transformers' checkpoint has it: the converter's changes are undone."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Edit:
-    """What the converter did to a tensor, to be undone.
+    """The converter's change of a tensor, to be undone.
 
-    pairs: the rows of each of this many heads were reordered. regrouped: rows of as many heads, [q k v] each, were
-    gathered to all q, k and v, where those of q were `queries` times as many. minus: was added to every value. rates:
-    logarithms became negative rates. value: the tensor's only one, which is in a field of the file.
+    pairs: rows were reordered within each of this many heads. regrouped: rows of this many groups, [q k v] each with
+    `queries` heads of q, became all q, all k, all v. minus: was added to every value. rates: logarithms became negative
+    rates. value: the only value of a tensor that files have as a field.
     """
 
     pairs: int = 0
@@ -30,7 +30,7 @@ class Edit:
     value: float | None = None
 
     def undone(self, data: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]:
-        """The bytes (n,) of the tensor as it was, which has this many rows."""
+        """The bytes (n,) of the tensor before the change; it has this many rows."""
         import numpy as np
 
         if self.value is not None:
@@ -45,7 +45,7 @@ class Edit:
         return undone
 
     def order(self, rows: int) -> np.ndarray[Any, Any]:
-        """Where in the file each of this many rows of the tensor is, if rows were moved."""
+        """The index in the file of each of this many rows, if rows were moved."""
         import numpy as np
 
         stored = np.arange(rows)
@@ -58,7 +58,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class ModelTensor:
-    """A tensor as a checkpoint of transformers has it, stored in blocks of a type. edit: None if it is as it was."""
+    """A tensor of transformers' checkpoint, stored in blocks of a type. edit: None if it was not changed."""
 
     kind: str
     shape: tuple[int, ...]
@@ -68,7 +68,7 @@ class ModelTensor:
     edit: Edit | None = None
 
     def data(self) -> np.ndarray[Any, Any]:
-        """Its bytes (n,), as the model has them."""
+        """Its bytes (n,), with the edit undone."""
         import numpy as np
 
         with open_regular(self.file) as file:

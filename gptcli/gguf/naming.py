@@ -1,4 +1,4 @@
-"""What an architecture of GGUF is, as data, and the names that many of them share."""
+"""An architecture of GGUF as data, and the names that many architectures share."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Fields:
         return value[:layers]
 
     def number(self, name: str, default: float | None = None) -> float | None:
-        """A number, as the shortest that is its float32: 1e-05, not 9.999999747378752e-06."""
+        """A number: the shortest decimal of its float32, so 1e-05, not 9.999999747378752e-06."""
         if (value := self.file.optional(self.prefix + name, float)) is None:
             return default
         single = c_float(value).value
@@ -78,7 +78,7 @@ class Fields:
             raise self.file.unsupported(f"{self.prefix}{name} = {str(value)[:40]!r} is not read")
 
     def sliding(self, layers: int, period: int) -> list[str]:
-        """`layer_types`, from a pattern or a period in the file, or with every period-th layer attending to all."""
+        """`layer_types`, from the file's pattern or period, else with every `period`-th layer attending to all."""
         name = f"{self.prefix}attention.sliding_window_pattern"
         pattern = self.file.any(name)
         if pattern is None or type(pattern) is int:
@@ -123,11 +123,11 @@ _BARE = (
     *(".sinks", ".e_score_correction_bias", ".expert_bias", ".A_log", ".dt_bias", ".D"),
     *(".correct_output_scale", ".layer_scalar", "router.scale", ".per_expert_scale"),
 )
-APART = (".norms", "altup_projections", "altup_unembed_projections")  # files have one tensor, transformers several
+APART = (".norms", "altup_projections", "altup_unembed_projections")  # one tensor in files, several in transformers
 
 
 def stacked_experts(module: str, *, fused: bool = False) -> dict[str, str]:
-    """The names of all experts' matrices, of which transformers or MLX has one for each kind.
+    """The names of experts' matrices that transformers or MLX stacks in one tensor per kind.
 
     fused: gate and up may be in one tensor, too.
     """
@@ -141,7 +141,7 @@ def shared_expert(module: str) -> dict[str, str]:
 
 
 def experts_of(fields: Fields, name: str = "num_experts") -> dict[str, Any]:
-    """How many experts a mixture has, by config.json's name for that, and how many see each token."""
+    """A mixture's number of experts, under `name`, and how many see each token."""
     return {name: fields.integer("expert_count"), "num_experts_per_tok": fields.integer("expert_used_count")}
 
 
@@ -169,36 +169,37 @@ def granite_scales(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def original_context(fields: Fields, config: dict[str, Any]) -> int:
-    """The context that a model had before its RoPE was stretched."""
+    """A model's context before its RoPE was stretched."""
     return fields.integer("rope.scaling.original_context_length", config["max_position_embeddings"])
 
 
 def tensor_name(module: str, leaf: str) -> str:
-    """A tensor's name in transformers, where some end without a leaf, `weight` or `bias`."""
+    """A tensor's name in transformers; some names end without the leaf, `weight` or `bias`."""
     return module if module.endswith(_BARE) else f"{module}.{leaf}"
 
 
 def fraction_of(dim: int, head_dim: int) -> float:
-    """What `int(head_dim * fraction)` makes `dim` of."""
+    """The fraction for which `int(head_dim * fraction)` is `dim`."""
     fraction = dim / head_dim if head_dim else 0.0
     return fraction if int(head_dim * fraction) == dim else math.nextafter(fraction, math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GgufArchitecture:
-    """How a GGUF architecture is one of ours.
+    """How a GGUF architecture becomes a model type of transformers.
 
-    model_type: transformers' name; extra may replace it. top, block: tensors outside of layers and in each one, by
-    their names without `.weight` or `.bias`, # for an expert's number. eps: config.json's name for the norms' epsilon.
-    theta: RoPE's base where a file does not say.
-    pairs: RoPE turns neighbouring channels, for which the converter has reordered the rows of q and k. plus_one: 1 was
-    added to norms. regrouped: the rows of attn_qkv were regrouped from heads to q, k and v. partial: RoPE turns a part
-    of each head unless config.json says otherwise. images: the model reads images too, of which files have only the
-    decoder; RoPE's sections are alike for text. per_layer: for some numbers the file has one for each layer. states:
-    the same, 0 in some, for some layers keep a state in place of keys and values, or beside them. constants: more of
-    config.json. renamed: other names of config.json's common fields. read_only: no such file is written. others: model
-    types that are stored as this architecture, too; of two architectures with a type, the first is written. variant:
-    another architecture that has the same name in files, if it is that.
+    model_type: transformers' name; `extra` may replace it. others: further model types stored as this architecture; a
+    type of two architectures is written as the first. read_only: no such file is written. variant: returns another
+    architecture that files store under the same name, or None.
+    top, block: tensors outside of layers and in each layer, by their names without `.weight` or `.bias`; # is an
+    expert's number. layers: the prefix of layers in transformers.
+    eps: config.json's name for the norms' epsilon. theta: RoPE's base where a file has none. constants: more fields of
+    config.json. renamed: other names for config.json's common fields. extra: reads the architecture's own fields.
+    pairs: RoPE rotates neighbouring channels, so the converter has reordered the rows of q and k. plus_one: 1 was added
+    to norms. regrouped: the rows of attn_qkv were regrouped from heads to q, k and v. partial: RoPE rotates a part of
+    each head unless config.json says otherwise.
+    images: the model reads images, too; files have only its decoder. per_layer: some numbers are lists, one entry per
+    layer. states: the same, with 0 in layers that keep a state.
     """
 
     model_type: str

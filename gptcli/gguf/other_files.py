@@ -1,4 +1,4 @@
-"""GGUF files that hold something else than a whole language model: what it is, and the way out."""
+"""Errors for GGUF files that are not a language model: what each is, and a hint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OTHERS = {
     "controlvector": ("a control vector, not a model", "give the model's own file"),
 }
 _ARCHITECTURES = {"clip": "mmproj", "controlvector": "controlvector"}
-_OF_OLLAMA = ("gptoss", "mllama")  # which has forms of these models that no other program reads
+_OF_OLLAMA = ("gptoss", "mllama")  # Ollama's own forms of models, which no other program reads
 _NO_TEXT = re.compile(r".*bert.*|t5encoder|gemma-embedding|llama-embed|whisper|wavtokenizer.*|pockettts")
 
 

@@ -12,7 +12,7 @@ _WORDS = _ENGLISH + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]
 DIGIT = r"\p{N}"
 LINES = r"[^\n]+|[\n]+"  # of Gemma 4
 _ASCII_PUNCTUATION = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"
-# llama.cpp's letters of a case are all that are not ASCII's of the other.
+# For llama.cpp, every letter is upper-case but ASCII's lower-case ones, and the reverse.
 _UPPER, _LOWER = r"(?:(?=[\p{L}])[^a-z])", r"(?:(?=[\p{L}])[^A-Z])"
 _CASED = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+%s|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*%s"
@@ -100,13 +100,11 @@ _ALIKE: dict[tuple[str, ...], tuple[str, ...]] = {
     ("viking",): (_BLOOM, DIGIT),
 }
 SPLITTERS: dict[str, tuple[str, ...]] = {name: regexes for names, regexes in _ALIKE.items() for name in names}
-# Where a word in the vocabulary is one token, whatever the merges give.
+# A word in the vocabulary is one token, whatever the merges give.
 IGNORES_MERGES = frozenset(
     """
     llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 glm4 glm5 tekken minicpm5
     """.split()
 )
-ADDS_BOS = IGNORES_MERGES - {"glm4", "glm5", "minicpm5"}  # where files do not say
-COMPOSES = frozenset(
-    ("qwen2", "deepseek-r1-qwen", "qwen35")
-)  # characters (NFC), as tokenizer.json of these models does
+ADDS_BOS = IGNORES_MERGES - {"glm4", "glm5", "minicpm5"}  # the default of add_bos_token
+COMPOSES = frozenset(("qwen2", "deepseek-r1-qwen", "qwen35"))  # characters (NFC), as these models' tokenizer.json

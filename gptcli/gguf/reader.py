@@ -32,7 +32,7 @@ _NOT_READ = {9: "Q8_1", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 2
     31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"
 }  # fmt: skip
 _OLDER = (b"lmgg", b"tjgg", b"fmgg", b"algg")
-_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.gguf)", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class GgufTensor:
 
 
 class GgufFile:
-    """A GGUF file's typed fields, and its tensors by name; those of all parts, if it is the first part of a split one.
+    """A GGUF file's typed fields, and its tensors by name; the first part of a split file has those of all parts.
 
     Raises BrokenCheckpoint for damage and UnsupportedArchitecture for what is unknown, made by `broken` and
     `unsupported`.
@@ -120,11 +120,11 @@ class GgufFile:
             raise self.unsupported(f"one of {count} parts, whose name does not end in -00001-of-{count:05}.gguf")
         if int(name[2]) != 1 or self.get("split.no", int, 0) != 0:
             raise self.unsupported(
-                "a part that is not the first", f"give {self.path.with_name(f'{name[1]}-00001-of-{name[3]}.gguf')}"
+                "a part that is not the first", f"give {self.path.with_name(f'{name[1]}-00001-of-{name[3]}{name[4]}')}"
             )
         total = self.optional("split.tensors.count", int)
         for number in range(2, count + 1):
-            path = self.path.with_name(f"{name[1]}-{number:05}-of-{name[3]}.gguf")
+            path = self.path.with_name(f"{name[1]}-{number:05}-of-{name[3]}{name[4]}")
             with open_within(path):  # else a part could be a link to any file
                 pass
             fields, tensors = _Header(path, path.resolve()).read()
@@ -142,7 +142,7 @@ class _TooShort(Exception):
 
 
 class _Header:
-    """Reads a header from the start of a file. Whatever it says of sizes, no more is read than is there."""
+    """Reads a header from the start of a file; never more than the file has, whatever sizes the header says."""
 
     def __init__(self, path: Path, target: Path) -> None:
         self._path, self._target = path, target

@@ -1,4 +1,4 @@
-"""How RoPE is stretched, from the fields and tensors of a GGUF file."""
+"""RoPE's scaling, from the fields and tensors of a GGUF file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from gptcli.gguf.naming import Fields, original_context
 
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-# Llama 3.1's and 3.2's RoPE scaling is stored as the resulting factors only; these are all known settings.
+# Files store only the resulting factors of Llama 3.1's and 3.2's scaling; these are all known settings.
 _LLAMA3_FACTORS = (8.0, 32.0)
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
@@ -48,7 +48,7 @@ def rope_scaling(fields: Fields, config: dict[str, Any]) -> dict[str, Any] | Non
 
 
 def _stored_factors(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
-    """Llama 3's scaling if the file's factors are its; else the factors themselves, for texts of any length."""
+    """Llama 3's scaling if it has the file's factors; else the factors themselves, for texts of any length."""
     import numpy as np
 
     factors = np.array(_factors(fields, "rope_freqs.weight"))

@@ -1,4 +1,4 @@
-"""Undoes the order of value heads in Qwen 3.5's files: the first of each key head, then the second of each."""
+"""Undoes the order of value heads in Qwen 3.5's files: first the first of every key head, then the second."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TILED = "linear_value_heads_tiled"  # a field of config.json that only we know
 
 
 def grouped_order(config: dict[str, Any], name: str) -> tuple[int, np.ndarray[Any, Any]] | None:
-    """An axis of a tensor, by its name in transformers, and where in the file each index along it is; None if there."""
+    """A tensor's reordered axis, and the file's index of each entry along it; None without one. name: transformers'."""
     import numpy as np
 
     kind = name.removesuffix(".weight").rpartition(".")[2]

@@ -11,7 +11,7 @@ from gptcli.gguf.reader import GgufFile
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # values of tokenizer.ggml.token_type
 _ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad", "eot": "eot", "eom": "eom"}
-# Texts of tokens that end a text or a turn in llama.cpp, whatever a file says of them.
+# Tokens that end a text or a turn in llama.cpp, whatever a file says.
 _ENDS = frozenset(
     """
     <|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|>
@@ -19,7 +19,7 @@ _ENDS = frozenset(
     <｜end▁of▁sentence｜> [e~[
     """.split()
 )
-_LONGEST_PIECE = 256  # characters; longer ones are made of no others
+_LONGEST_PIECE = 256  # characters; longer tokens get no merges
 _Json = dict[str, Any]
 _BYTE_LEVEL: _Json = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
 
@@ -93,9 +93,9 @@ def _named(**templates: str | None) -> list[dict[str, str]]:
 
 
 def stop_ids(file: GgufFile) -> list[int]:
-    """Every id that ends a text or a turn: as the file names it, or a control token with the text of one."""
+    """Every id that ends a text or a turn: named by the file, or a control token whose text is in _ENDS."""
     ids = [file.optional(f"tokenizer.ggml.{role}_token_id", int) for role in ("eos", "eot", "eom")]
-    tokens = file.any("tokenizer.ggml.tokens")  # what is wrong with them is found when the tokenizer is made
+    tokens = file.any("tokenizer.ggml.tokens")  # checked when the tokenizer is made
     types = file.any("tokenizer.ggml.token_type")
     if isinstance(tokens, list) and isinstance(types, list):
         control = (id for id, type in enumerate(types[: len(tokens)]) if type == _CONTROL)
@@ -132,7 +132,7 @@ def _around(file: GgufFile, ids: Mapping[str, int | None], *, adds_bos: bool) ->
 
 
 def _post_processor(first: _Json | None, around: tuple[list[int], list[int]], tokens: Sequence[str]) -> _Json | None:
-    """Adds the ids around a text, after what else there is to do."""
+    """A post-processor that runs `first`, then adds the ids around a text."""
     before, after = around
     if not before and not after:
         return first
@@ -145,7 +145,7 @@ def _post_processor(first: _Json | None, around: tuple[list[int], list[int]], to
 
 
 def _byte_level(file: GgufFile, pre: str, vocabulary: Mapping[str, int]) -> _Json:
-    """Byte-level BPE. Qwen composes characters first, which llama.cpp leaves out."""
+    """Byte-level BPE. Qwen composes characters first, as its tokenizer.json does and llama.cpp does not."""
     model = {
         "type": "BPE",
         "vocab": vocabulary,
@@ -162,7 +162,7 @@ def _byte_level(file: GgufFile, pre: str, vocabulary: Mapping[str, int]) -> _Jso
 
 
 def _pre_tokenizer(regexes: Sequence[str]) -> _Json:
-    """The library has two of the regular expressions built in, where they are faster."""
+    """Uses the library's own, faster forms of two of the regular expressions."""
     *splits, last = regexes
     steps: list[_Json] = []
     for regex in splits if last == GPT2 else regexes:
@@ -179,7 +179,7 @@ def _split(regex: str) -> _Json:
 
 
 def _merges(file: GgufFile, vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Pairs by rank. As in llama.cpp, the first space that is not the first letter parts them."""
+    """Pairs by rank, split as in llama.cpp: at the first space after the first letter."""
     merges = []
     if not (written := file.values("tokenizer.ggml.merges", str)):  # llama.cpp would make bytes of every text
         raise file.broken("tokenizer.ggml.merges is empty")
@@ -193,7 +193,7 @@ def _merges(file: GgufFile, vocabulary: Mapping[str, int]) -> list[tuple[str, st
 
 
 def _sentencepiece(file: GgufFile, tokens: Sequence[str], types: Sequence[int], vocabulary: Mapping[str, int]) -> _Json:
-    """SentencePiece's BPE: of all neighbours that make a token, those with the highest score are merged first."""
+    """SentencePiece's BPE: merges the neighbours first that make the token with the highest score."""
     scores = file.values("tokenizer.ggml.scores", float)
     if len(scores) != len(tokens):
         raise file.broken("token scores do not match the tokens")
@@ -210,7 +210,7 @@ def _sentencepiece(file: GgufFile, tokens: Sequence[str], types: Sequence[int], 
 def _pieces(
     tokens: Sequence[str], types: Sequence[int], vocabulary: Mapping[str, int], merges: list[tuple[str, str]]
 ) -> _Json:
-    """BPE of characters, with a mark for spaces, and bytes for what is no token."""
+    """BPE of characters, with ▁ for spaces; what is no token falls back to bytes."""
     return {
         "normalizer": {
             "type": "Sequence",
@@ -230,19 +230,15 @@ def _pieces(
             "type": "BPE",
             "vocab": vocabulary,
             "merges": merges,
-            "unk_token": _unknown(tokens, types),
+            "unk_token": tokens[types.index(_UNKNOWN)] if _UNKNOWN in types else None,
             "fuse_unk": False,
             "byte_fallback": True,
         },
     }
 
 
-def _unknown(tokens: Sequence[str], types: Sequence[int]) -> str | None:
-    return tokens[types.index(_UNKNOWN)] if _UNKNOWN in types else None
-
-
 def _pairs(ranked: Sequence[str]) -> list[tuple[str, str]]:
-    """Every pair of tokens that makes a token, in the order of those."""
+    """Every pair of tokens that makes a token, in the tokens' order."""
     known = frozenset(ranked)
     return [
         (left, right)

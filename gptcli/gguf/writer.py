@@ -38,11 +38,11 @@ def write_gguf(
 ) -> None:
     """Writes a file of these fields and tensors; the blocks come in the order of the shapes. Raises OSError.
 
-    A field is a bool, an int, a float (fp32), a str, or a list of one of these. The types of blocks need not be known
-    before they come: the header is written last, into the room that was left for it.
+    A field is a bool, an int, a float (fp32), a str, or a list of one of these. The header is written last, because the
+    types of blocks are known only then.
     """
     fields = {**fields, "general.file_type": 0, "general.quantization_version": 2}
-    kinds: dict[str, tuple[str, int]] = {}  # and where the data begins
+    kinds: dict[str, tuple[str, int]] = {}  # each tensor's type, and the offset of its data
     elements = Counter[str]()
     with path.open("wb") as file:
         start = _aligned(len(_header(fields, shapes, dict.fromkeys(shapes, ("F32", 0)))))

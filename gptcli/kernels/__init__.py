@@ -1,1 +1,1 @@
-"""The CPU kernels: optional C code for what decides the speed of a token. Everything works without them, on torch."""
+"""The CPU kernels: optional C code for what decides the speed of a token. Without them, torch does everything."""

@@ -30,7 +30,7 @@ BF16_LEVELS: tuple[Level, ...] = ("avx512_bf16", "amx")  # those with products i
 PAUSE_NANOSECONDS = 100_000_000  # between the pauses of a program
 _MOST_THREADS = 256  # kernels.h's MOST_THREADS
 CACHE_KINDS: tuple[CacheKind, ...] = get_args(CacheKind)
-# The numbers of config.Activation's; one without any runs in torch.
+# Numbers of config.Activation; those without one run in torch.
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "clamped_swiglu": 4, "relu_squared": 5}
 LOGISTIC, IDENTITY, TANH = 6, 7, 8  # beside those
 ROUTERS = ("softmax", "sigmoid", "sparsemixer")  # in the order of kernels.h's Router
@@ -39,7 +39,7 @@ MOST_GROUPS = 64  # kernels.h's MOST_GROUPS
 # In the order of kernels.h's Code.
 _CODES = (
     "EMBED", "RMS_NORM", "LAYER_NORM", "LINEAR", "CHOOSE", "EXPERTS", "MIX", "GATE", "ROTATE", "ATTEND", "ACTIVATE",
-    "ADD", "BY_HEAD", "SHARE", "CONVOLVE", "RECUR", "XIELU", "CUT_OFF", "MULTIPLY", "SCALE",
+    "ADD", "BY_HEAD", "EXPAND", "SHARE", "CONVOLVE", "RECUR", "XIELU", "CUT_OFF", "MULTIPLY", "SCALE",
     "SCALE_BY_POSITION", "CLAMP", "ADD_SHARE", "LENGTHEN",
 )  # fmt: skip
 
@@ -56,7 +56,7 @@ class Op(Structure):
             (name, c_int64)
             for name in ("heads", "kv_heads", "window", "cache_kind", "keys_at", "arithmetic", "chunked")
         ),
-        *((name, c_int64) for name in ("borrows", "out_stride", "out_step", "copied")),
+        *((name, c_int64) for name in ("borrows", "out_stride", "out_step", "copied", "expands_from")),
         *((name, c_int64) for name in ("router", "groups", "top_groups", "group_best", "renormalize")),
         *((name, c_int64) for name in ("state_at", "corrected", "tiled")),
         *((name, c_float) for name in ("factor", "softcap", "rounded", "least_sum", "added_to_sum", "jitter")),
@@ -95,7 +95,7 @@ class Frame(Structure):
 
 
 class Draw(Structure):
-    """kernels.h's Draw: what a token is drawn from, and how."""
+    """kernels.h's Draw: the logits and settings of a draw."""
 
     _fields_ = [
         ("logits", c_void_p),
@@ -118,7 +118,7 @@ class Draw(Structure):
 
 
 Checksum = c_uint64 * 8
-"""A checksum of data, all 0 for none. No proof against forgery."""
+"""A checksum of data; all 0 for no data. It does not detect forgery."""
 
 _STRUCTURES = (Op, Rotation, Row, Frame, Draw)  # in the order of gptcli_record_bytes
 _MATRIX = len(_STRUCTURES)  # its number for kernels.h's Matrix, which Python does not declare
@@ -166,7 +166,7 @@ class Functions:
     """The compiled functions. They use one thread until `set_threads`."""
 
     def __init__(self, path: Path) -> None:
-        """Opens a compiled file. Raises UsageError if it was compiled from other sources than these."""
+        """Opens a compiled file. Raises UsageError if it was compiled from another version of the sources."""
         self._c = ctypes.CDLL(str(path))
         try:
             for name, (result, arguments) in _SIGNATURES.items():
@@ -226,7 +226,7 @@ class Functions:
             raise ValueError(f"{threads} threads")
 
     def record(self, matrix: Matrix) -> bytes:
-        """The bytes of kernels.h's Matrix, which describe the layout of the weights, for `restored`."""
+        """The bytes of kernels.h's Matrix, a description of the weights' layout for `restored`."""
         return ctypes.string_at(matrix.handle, self._c.gptcli_record_bytes(_MATRIX))
 
     def restored(self, record: bytes, address: int, rows: int, columns: int, weights: object) -> Matrix:
@@ -296,7 +296,7 @@ class Functions:
         self._c.gptcli_checksum(address, size, checksum)
 
     def read_into(self, checksum: ctypes.Array[c_uint64], file: int, address: int, size: int) -> bool:
-        """The same with bytes from a file descriptor, which go to an address; False if it has not as many."""
+        """The same with bytes read from a file descriptor to an address; False if the file has fewer."""
         return bool(self._c.gptcli_read(file, address, size, checksum) == 0)
 
 
@@ -311,7 +311,7 @@ def functions() -> Functions | None:
 
 
 def not_built() -> bool:
-    """Whether the kernels are missing against the user's will."""
+    """Whether the kernels are missing, though the user has not switched them off."""
     return built_file() is None and os.environ.get(_VARIABLE) != "off"
 
 

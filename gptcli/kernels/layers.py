@@ -17,7 +17,7 @@ from gptcli.quant.mxfp4 import Mxfp4Weight
 from gptcli.quant.super_block import SuperBlockWeight
 from gptcli.quant.weight import StoredWeight
 
-_NO_EXPONENT = 255  # stands for no number
+_NO_EXPONENT = 255  # means NaN
 _TWICE_E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 
@@ -54,7 +54,7 @@ def _matrix(library: Library, weight: StoredWeight) -> Matrix:
         case CodebookWeight(packed, scales, codes):
             return library.quants(unpacked(packed, 4), 4, "looked_up", scales, codes=codes)
         case Mxfp4Weight(packed, exponents):
-            # The codes are twice the values, so that they are integers.
+            # Twice the values, which are integers.
             scales = torch.ldexp(torch.ones(exponents.shape), exponents.int() - 128).bfloat16()
             return library.quants(unpacked(packed, 4), 4, "looked_up_wide", scales, codes=_TWICE_E2M1)
         case AffineWeight(packed, scales, biases, bits):
@@ -73,9 +73,9 @@ def _halves(constants: Tensor) -> Tensor:
 
 
 class CompiledLinear(nn.Module):
-    """A linear layer. Of a packed weight only the kernels' copy is kept.
+    """A linear layer. Of a packed weight, only the kernels' copy stays in memory.
 
-    arithmetic: what is wanted; as attribute, what the weights and the processor allow.
+    arithmetic: the wanted one; as attribute, the one that weights and processor allow.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from gptcli.kernels.bindings import Functions, Matrix
 
 FLOATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # kernels.h's Kind of each dtype
 _BITS = (4, 8)
-GROUP = 32  # kernels.h's SEGMENT, of which groups of affine weights are multiples
+GROUP = 32  # kernels.h's SEGMENT: groups of affine weights are multiples of it
 
 # In the order of kernels.h's Constants.
 Constants = Literal["singles", "halves", "centred", "nested", "nested_centred", "looked_up", "looked_up_wide"]
@@ -120,7 +120,7 @@ def contiguous(x: Tensor) -> Tensor:
 
 
 def address(tensor: Tensor | None) -> int | None:
-    """Where a tensor's fp32 numbers are."""
+    """The address of a tensor's fp32 numbers."""
     if tensor is None:
         return None
     assert tensor.dtype == torch.float32 and tensor.is_contiguous()

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 
 class AdaptedLinear(nn.Module):
-    """base(x) + x @ down.T @ up.T: an adapter, or several, of a layer whose weight stays as it is, packed or dense."""
+    """base(x) + x @ down.T @ up.T: one or several adapters of a layer whose own weight, packed or dense, stays."""
 
     def __init__(self, base: nn.Module, down: Tensor, up: Tensor) -> None:
         """down: (rank, in_features); up: (out_features, rank), which includes all factors."""

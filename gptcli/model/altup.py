@@ -12,7 +12,7 @@ from gptcli.model.config import AltUpConfig, NormConfig
 from gptcli.model.linear import Linear
 from gptcli.model.norm import Norm
 
-LEAST_SQUARE = 1e-5  # of a stream, whose length is divided by
+LEAST_SQUARE = 1e-5  # least mean square of a stream: its root is divided by
 
 
 class Streams(nn.Module):
@@ -60,7 +60,7 @@ class AltUp(nn.Module):
         return predicted
 
     def correct(self, predicted: Tensor, ran: Tensor) -> Tensor:
-        """All streams (streams, B, T, hidden), from what was predicted and what the layer returned (B, T, hidden)."""
+        """All streams (streams, B, T, hidden), from the predicted ones and the layer's output (B, T, hidden)."""
         shares = self.correction(self._modalities(ran)) + 1
         corrected: Tensor = predicted + (ran - predicted[self.config.active]) * shares.movedim(-1, 0)[..., None]
         return corrected

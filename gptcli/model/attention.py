@@ -26,7 +26,7 @@ class Attention(nn.Module):
         width = config.heads * config.head_dim
         self.own_heads = config.kv_heads if config.keys_of is None else 0  # of keys, and of values
         rows = width * (2 if config.gated else 1) + 2 * self.own_heads * config.head_dim
-        self.qkv = Linear(hidden_size, rows, bias=config.qkv_bias)  # before them, if gated, the gate of q's heads
+        self.qkv = Linear(hidden_size, rows, bias=config.qkv_bias)  # rows: the gate of q's heads, if gated; q, k, v
         self.out = Linear(width, hidden_size, bias=config.out_bias)
         self.q_norm = _head_norm(config.qk_norm, config.heads, config.head_dim)
         self.k_norm = _head_norm(config.qk_norm if self.own_heads else None, config.kv_heads, config.head_dim)

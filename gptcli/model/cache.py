@@ -17,9 +17,9 @@ class KVCache:
 
     Latent attention keeps its latents as keys of one head, and values of no channels.
 
-    A row is a text. A cache starts with one row; `fill` gives it several. Memory grows with the text; a block with a
-    window keeps little more than that. `texts` are the cached ids of each row. Memory past them is scratch, which is
-    finite if the cache is `zeroed`, for code that multiplies it by zero. `states` has what else layers keep.
+    A row is a text. A cache starts with one row; `fill` gives it several. `texts` has the cached ids of each row,
+    `states` what layers keep besides keys and values. Memory grows with the text; a block with a window keeps little
+    more than that. Memory past the cached tokens is scratch: finite if `zeroed`, for code that multiplies it by zero.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class KVCache:
         return self.length - self._first[window]
 
     def reserve(self, tokens: int) -> None:
-        """Makes room for this many more tokens in each row. Exceeding `limit` is a bug."""
+        """Makes room for this many more tokens in each row; more than `limit` in all is a bug."""
         needed = self.length + tokens
         assert needed <= self.limit, f"{needed} tokens in a cache limited to {self.limit}"
         for window, room in self._room.items():
@@ -113,7 +113,7 @@ class KVCache:
         return self._keys[block], self._values[block]
 
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores (rows, kv_heads, T, head_dim) after the cached tokens; returns all, with cached + T in place of T.
+        """Stores (rows, kv_heads, T, head_dim) after the cached tokens; returns all, (rows, kv_heads, cached + T, ...).
 
         `advance` counts them as cached, once every block has written.
         """
@@ -124,7 +124,7 @@ class KVCache:
         return all_keys, all_values
 
     def read(self, block: int, tokens: int) -> tuple[Tensor, Tensor]:
-        """A block's keys and values with so many after the cached ones, (rows, kv_heads, cached + tokens, head_dim)."""
+        """A block's cached keys and values and `tokens` more, (rows, kv_heads, cached + tokens, head_dim)."""
         end = self.cached(self._windows[block]) + tokens
         return self._keys[block][: self.rows, :, :end], self._values[block][: self.rows, :, :end]
 

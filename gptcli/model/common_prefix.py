@@ -1,4 +1,4 @@
-"""What texts begin with in common. No torch."""
+"""The common prefix of two texts. No torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two texts begin with in common."""
+    """Tokens in the longest common prefix of two texts."""
     most = min(len(one), len(other))
     if one[:most] == other[:most]:  # far faster than one by one
         return most

@@ -146,7 +146,7 @@ class AttentionConfig:
     rope: RopeConfig | None
     scale: float  # of the scores, commonly head_dim ** -0.5
     window: int | None = None
-    chunked: bool = False  # it does not slide: a text is cut every `window` tokens, and a query sees its own piece
+    chunked: bool = False  # no sliding: a text is cut every `window` tokens, and a query sees its own piece
     qkv_bias: bool = False
     out_bias: bool = False
     qk_norm: QkNormConfig | None = None
@@ -155,19 +155,19 @@ class AttentionConfig:
     clip: float | None = None  # bound on q, k and v as they are projected
     softcap: float | None = None  # scores become tanh(scores / softcap) * softcap
     sinks: bool = False  # each head has a learned logit that takes part in the softmax and is dropped
-    gated: bool = False  # what the heads return is multiplied by a sigmoid, projected with q
+    gated: bool = False  # the heads' results are multiplied by the sigmoid of a gate, projected with q
     out_scale: float = 1.0  # of what it adds to the residual stream
     v_norm: NormConfig | None = None  # of each head's values
-    keys_of: int | None = None  # an earlier layer, whose keys and values it attends to instead of its own
+    keys_of: int | None = None  # the earlier layer whose keys and values it attends to
 
     @property
     def cached_dims(self) -> tuple[int, int]:
-        """Numbers that a cache keeps of each token's keys and values, for one key-value head."""
+        """Numbers in the cache for a token's keys, and for its values, per key-value head."""
         return (self.head_dim, self.head_dim) if self.keys_of is None else (0, 0)
 
     @property
     def keeps_scores(self) -> bool:
-        """Whether no fused kernel computes it, so that all scores are in memory at once."""
+        """Whether all scores are in memory at once, because no fused kernel computes it."""
         return self.sinks or self.softcap is not None
 
 
@@ -175,19 +175,19 @@ class AttentionConfig:
 class LatentAttentionConfig:
     """Multi-head latent attention (DeepSeek-AI, 2024): all heads make their keys and values of one latent per token.
 
-    Of each head's query and key, `rope` turns the last channels, which in keys are the same for all heads. A cache
-    keeps the latent and these.
+    `rope` rotates the last channels of each query and key; all heads share those of the keys. The cache holds the
+    latent and these rotated channels.
     """
 
     heads: int
     latent_dim: int
-    plain_dim: int  # channels of a head's query and key that are not turned
+    plain_dim: int  # channels of a head's query and key that are not rotated
     value_dim: int
     rope: RopeConfig
     scale: float  # of the scores
     norm: NormConfig  # of the latents
-    query_rank: int | None = None  # queries are made of a latent of this size; None: of x
-    bias: bool = False  # of what makes the latents, and of the output
+    query_rank: int | None = None  # size of the latent that queries are made of; None: they are made of x
+    bias: bool = False  # of the projections to latents and of the output's
 
     @property
     def head_dim(self) -> int:
@@ -196,7 +196,7 @@ class LatentAttentionConfig:
 
     @property
     def absorbed(self) -> AttentionConfig:
-        """Attention of queries projected to latents, which all share one head of keys."""
+        """Attention of queries projected to latents: one head of keys for all."""
         dim = self.latent_dim + self.rope.dim
         return AttentionConfig(heads=self.heads, kv_heads=1, head_dim=dim, rope=self.rope, scale=self.scale)
 
@@ -209,7 +209,7 @@ class LatentAttentionConfig:
 
     @property
     def expands_from(self) -> float:
-        """From this many queries on, expanding all keys and values is cheaper than projecting each query to latents."""
+        """The number of queries from which expanding keys and values is cheaper than projecting queries to latents."""
         saved = 2 * self.latent_dim - self.plain_dim - self.value_dim
         return self.latent_dim * (self.plain_dim + self.value_dim) / saved if saved > 0 else math.inf
 
@@ -220,7 +220,7 @@ class LatentAttentionConfig:
 
     @property
     def cached_dims(self) -> tuple[int, int]:
-        """Numbers that a cache keeps of each token: the latent with the keys' turned channels, and no values."""
+        """Numbers in the cache for a token: the latent with the keys' rotated channels, and no values."""
         return self.absorbed.head_dim, 0
 
     @property
@@ -244,16 +244,16 @@ class MlpConfig:
     activation: Activation = "silu"
     gated: bool = True
     bias: bool = False
-    gate_scale: float = 1.0  # of what the activation sees
+    gate_scale: float = 1.0  # of the gate before the activation
     out_scale: float = 1.0
-    sparsity: float = 0.0  # what the gate is cut off at, as a share of a normal distribution with its mean and spread
+    sparsity: float = 0.0  # the gate is cut off at this quantile of a normal distribution with its mean and deviation
 
 
 @dataclass(frozen=True, kw_only=True)
 class MoeConfig:
     """A mixture of experts: each token goes through its `top_k` by a score of each (Shazeer et al., 2017).
 
-    router: what makes scores of logits; `sparsemixer` does two softmaxes, each over the experts near the best one left
+    router: turns logits into scores; `sparsemixer` does two softmaxes, each over the experts near the best one left
     (Liu et al., 2023). A shared expert sees every token.
     """
 
@@ -263,26 +263,28 @@ class MoeConfig:
     renormalize: bool  # the chosen scores are divided by their sum
     router: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
     router_bias: bool = False
-    wide_router: bool = False  # it is in fp32, whatever the others compute in
+    wide_router: bool = False  # the router computes in fp32, whatever the dtype
     correction: bool = False  # each expert has a learned bias, added to its score for the choice alone
-    groups: int = 1  # of consecutive experts; the choice is among the `top_groups` whose best experts are the best
+    groups: int = 1  # of consecutive experts; only experts of the `top_groups` best groups are chosen
     top_groups: int = 1
     group_best: int = 2  # how many of a group's best scores are summed to rank it
-    least_sum: float = 0.0  # what the chosen scores are divided by, at least
-    added_to_sum: float = 0.0  # and what is added to it
+    least_sum: float = 0.0  # the least divisor of the chosen scores
+    added_to_sum: float = 0.0  # added to that divisor
     scale: float = 1.0  # of the chosen scores
-    jitter: float = 0.0  # of sparsemixer: an expert is near if it is less than twice this below the best, relatively
-    expert_scale: bool = False  # each expert has a learned number that its share is multiplied by
+    jitter: float = 0.0  # of sparsemixer: an expert is near if its relative distance to the best is at most twice this
+    expert_scale: bool = False  # each expert's share is multiplied by a learned number
     scales_input: bool = False  # the scores multiply what experts see, not what they return
     shared: MlpConfig | None = None
     shared_gate: bool = True  # a sigmoid scales the shared expert, if there is one
+    latent: int | None = None  # experts see x projected to so many numbers; what is mixed of them is projected back
+    latent_bias: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenseAndMoeConfig:
-    """An MLP and a mixture side by side, each between norms of its own (Gemma 4). Their sum is what the layer adds.
+    """An MLP and a mixture side by side, each between norms of its own (Gemma 4); the layer adds their sum.
 
-    The router sees the residual stream in another norm. Experts' shares are multiplied by a learned scale of each.
+    The router sees the residual stream through a norm of its own.
     """
 
     dense: MlpConfig
@@ -294,7 +296,7 @@ class DenseAndMoeConfig:
 class LayerInputsConfig:
     """An embedding of each token for each layer, which the layer gates and adds (Gemma 3n)."""
 
-    vocab_size: int  # later tokens are embedded as token 0
+    vocab_size: int  # ids from here on are embedded as token 0
     width: int  # for one layer
     activation: Activation
 
@@ -324,7 +326,7 @@ class ShortConvolutionConfig:
 class Mamba2Config:
     """Mamba 2 (Dao and Gu, 2024). Heads of a group share the vectors that write to their states and read them.
 
-    part_scales: of what is projected: the gate, x, b, c, and the steps.
+    part_scales: factors of the projected gate, x, b, c and steps.
     """
 
     heads: int
@@ -333,7 +335,7 @@ class Mamba2Config:
     state_dim: int
     kernel: int
     bias: bool = False
-    out_bias: bool | None = None  # of the output's projection; None: as `bias`
+    out_bias: bool | None = None  # of the output's projection; None: `bias` holds there, too
     convolution_bias: bool = True
     step_limits: tuple[float, float] = (0.0, math.inf)
     norm_eps: float | None = None  # of the norm over each group's channels, if there is one
@@ -373,7 +375,7 @@ class DeltaNetConfig:
     key_dim: int
     value_dim: int
     kernel: int
-    norm: NormConfig  # of what each head reads
+    norm: NormConfig  # of each head's output
     tiled: bool = False
 
     @property
@@ -405,8 +407,8 @@ class BlockConfig:
     parallel:  x + A(N(x)) + M(N(x)), with two norms
     shared:    the same with one norm
 
-    A layer with a `state` keeps that instead of keys and values, or as well: A is then the sum of both. Without
-    attention and state, or without an MLP, a layer is its other half.
+    A layer with a `state` may have attention, too: A is then the sum of both. A layer without attention and state, or
+    without an MLP, is its other half alone.
     """
 
     attention: AttentionConfig | LatentAttentionConfig | None
@@ -414,7 +416,7 @@ class BlockConfig:
     residual: Literal["pre", "post", "sandwich", "after", "parallel", "shared"] = "pre"
     residual_scale: float = 1.0
     state: StateConfig | None = None
-    scaled: bool = False  # what it returns is multiplied by a learned number
+    scaled: bool = False  # its output is multiplied by a learned number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -434,7 +436,7 @@ class DecoderConfig:
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
     logit_softcap: float | None = None
-    wide_residual: bool = False  # what layers add to is in fp32, whatever they compute in
+    wide_residual: bool = False  # the residual stream is fp32, whatever the dtype
     layer_inputs: LayerInputsConfig | None = None
     altup: AltUpConfig | None = None
     ranks: int = 1
@@ -450,7 +452,7 @@ class DecoderConfig:
         return any(block.state is not None for block in self.blocks)
 
     def cache_bytes(self, context: int, element_bytes: int) -> int:
-        """Bytes of the keys and values of `context` tokens, and of states. A window is kept with a CACHE_STEP more."""
+        """Bytes of the keys and values of `context` tokens, and of states. A window takes a CACHE_STEP more."""
         elements = 0
         for attention in self.attentions:
             tokens = context if attention.window is None else min(context, attention.window + CACHE_STEP)

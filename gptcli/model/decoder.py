@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,6 @@ from gptcli.model.config import (
     MlpConfig,
     MoeConfig,
     ShortConvolutionConfig,
-    StateConfig,
 )
 from gptcli.model.latent_attention import LatentAttention
 from gptcli.model.layer_inputs import LayerInput, LayerInputs
@@ -40,7 +40,7 @@ class Block(nn.Module):
     The mixer is attention, a layer with a state, or the sum of both. A block may lack it, or the MLP.
     """
 
-    CONSTANTS = ("scale",)  # that no training changes
+    CONSTANTS = ("scale",)  # parameters that training leaves
 
     def __init__(self, config: BlockConfig, decoder: DecoderConfig) -> None:
         super().__init__()
@@ -50,12 +50,12 @@ class Block(nn.Module):
         after = config.residual in ("post", "sandwich", "after")
         mixes, mlp = bool(config.attention or config.state), config.mlp is not None
         self.attention_norm = Norm(norm, hidden_size) if before and mixes else nn.Identity()
-        self.attention = None if config.attention is None else _attention(config.attention, hidden_size)
-        self.state = None if config.state is None else _state_layer(config.state, hidden_size)
+        self.attention = _layer(config.attention, hidden_size)
+        self.state = _layer(config.state, hidden_size)
         self.post_attention_norm = Norm(norm, hidden_size) if after and mixes else nn.Identity()
         own_norm = config.residual == "shared" or isinstance(config.mlp, DenseAndMoeConfig)
         self.mlp_norm = Norm(norm, hidden_size) if before and mlp and not own_norm else nn.Identity()
-        self.mlp = None if config.mlp is None else _mlp(config.mlp, hidden_size)
+        self.mlp = _layer(config.mlp, hidden_size)
         self.post_mlp_norm = Norm(norm, hidden_size) if after and mlp else nn.Identity()
         inputs, altup = decoder.layer_inputs, decoder.altup
         self.layer_input = None if inputs is None else LayerInput(inputs, hidden_size, norm)
@@ -105,36 +105,26 @@ def _computed_in(norm: nn.Module) -> torch.dtype:
     return next(norm.parameters()).dtype
 
 
-def _state_layer(config: StateConfig, hidden_size: int) -> nn.Module:
-    match config:
-        case ShortConvolutionConfig():
-            return ShortConvolution(config, hidden_size)
-        case Mamba2Config():
-            return Mamba2(config, hidden_size)
-        case DeltaNetConfig():
-            return DeltaNet(config, hidden_size)
+_LAYERS: dict[type, Callable[[Any, int], nn.Module]] = {
+    AttentionConfig: Attention,
+    LatentAttentionConfig: LatentAttention,
+    ShortConvolutionConfig: ShortConvolution,
+    Mamba2Config: Mamba2,
+    DeltaNetConfig: DeltaNet,
+    MlpConfig: Mlp,
+    MoeConfig: Moe,
+    DenseAndMoeConfig: DenseAndMoe,
+}
 
 
-def _mlp(config: MlpConfig | MoeConfig | DenseAndMoeConfig, hidden_size: int) -> nn.Module:
-    match config:
-        case MlpConfig():
-            return Mlp(config, hidden_size)
-        case MoeConfig():
-            return Moe(config, hidden_size)
-        case DenseAndMoeConfig():
-            return DenseAndMoe(config, hidden_size)
-
-
-def _attention(config: AttentionConfig | LatentAttentionConfig, hidden_size: int) -> nn.Module:
-    match config:
-        case AttentionConfig():
-            return Attention(config, hidden_size)
-        case LatentAttentionConfig():
-            return LatentAttention(config, hidden_size)
+def _layer(config: object, hidden_size: int) -> nn.Module | None:
+    if config is None:
+        return None
+    return next(layer for kind, layer in _LAYERS.items() if isinstance(config, kind))(config, hidden_size)
 
 
 class Decoder(nn.Module):
-    """A decoder-only transformer. It is built on the meta device and filled by the loader."""
+    """A decoder-only transformer, built on the meta device and filled by `checkpoint.load`."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -152,7 +142,8 @@ class Decoder(nn.Module):
     def forward(self, tokens: Tensor, *caches: KVCache, counts: Sequence[int] = ()) -> Tensor:
         """Appends tokens (B, T) to a cache; returns hidden states (B, T, hidden).
 
-        Of several caches, each gets as many tokens of the one row as `counts` says. The caller must `advance` them.
+        With several caches, tokens are one row (1, T), and `counts` has the tokens of each. The caller must `advance`
+        the caches.
         """
         counts = counts or [tokens.shape[1]]
         for cache, count in zip(caches, counts, strict=True):

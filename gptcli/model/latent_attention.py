@@ -19,7 +19,8 @@ from gptcli.model.rope import rotate
 class LatentAttention(nn.Module):
     """Projects to queries and a latent, rotates, stores the latent, attends, projects back.
 
-    A few queries are projected to latents, and attend to those. For many, keys and values are made of the latents.
+    A few queries are projected to latents and attend to the cached latents. For many, these are expanded to keys and
+    values.
     """
 
     def __init__(self, config: LatentAttentionConfig, hidden_size: int) -> None:
@@ -56,7 +57,7 @@ class LatentAttention(nn.Module):
         config = self.config
         for_keys, for_values = self.kv.by_head(config.heads).tensor_split([config.plain_dim], 1)
         q = torch.cat([torch.einsum("bthp,hpl->bthl", plain, for_keys), turned], -1)
-        # The values are the cached rows, too: kernels want them as wide as the keys.
+        # The cached rows are also the values: kernels want values as wide as keys.
         latents = attend(config.absorbed, q, cached, cached, mask, None).view(q.shape)[..., : config.latent_dim]
         return torch.einsum("bthl,hvl->bthv", latents, for_values).flatten(2)
 

@@ -1,4 +1,4 @@
-"""Embeddings of every token for every layer (Gemma 3n): each layer adds what it makes of its own."""
+"""Embeddings of every token for every layer (Gemma 3n): each layer gates and adds its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gptcli.model.norm import Norm
 
 
 class LayerInputs(nn.Module):
-    """The inputs of all layers: of the token, from a table, and of its embedding, projected."""
+    """The inputs of all layers: a table's row for the token, plus its projected embedding."""
 
     def __init__(self, config: DecoderConfig, inputs: LayerInputsConfig) -> None:
         super().__init__()

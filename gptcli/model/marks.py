@@ -16,9 +16,9 @@ class Marks(Generic[State]):
         self._marks: list[tuple[int, State]] = []
 
     def add(self, length: int, state: State) -> None:
-        """Keeps the state after `length` tokens; forgets another if there are too many.
+        """Keeps the state after `length` tokens. If there are too many, drops the one nearest to its neighbours.
 
-        Those that stay are the newest one and others as far apart as possible.
+        The newest one always stays.
         """
         marks = self._marks
         if length == 0 or (marks and marks[-1][0] == length):

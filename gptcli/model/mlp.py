@@ -15,8 +15,8 @@ from gptcli.model.config import Activation, DenseAndMoeConfig, MlpConfig, MoeCon
 from gptcli.model.linear import Linear
 from gptcli.model.norm import Norm
 
-_FEW = 32  # tokens that go through a mixture without asking which experts they chose
-_COPYING = 3  # the cost of a copied weight: it is read, written, and read again
+_FEW = 32  # tokens at most for which a GPU's choice of experts is not read back
+_COPYING = 3  # cost of a copied weight: read, written, read again
 
 
 def _clamped_swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def activation(name: Activation) -> Callable[[Tensor], Tensor]:
 class Xielu(nn.Module):
     """xIELU (Huang and Schlag, 2024): a parabola above 0, an exponential below, with a learned curvature for each."""
 
-    CONSTANTS = ("beta", "eps")  # that no training changes
+    CONSTANTS = ("beta", "eps")  # parameters that training leaves
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def activate(config: MlpConfig, x: Tensor) -> Tensor:
 
 
 def _cut_off(x: Tensor, share: float) -> Tensor:
-    """What is above the value that this share of a normal distribution is below, else 0."""
+    """relu(x - q). q: the quantile `share` of a normal distribution with the mean and deviation of the last axis."""
     deviations = torch.tensor(NormalDist().inv_cdf(share), dtype=x.dtype)
     return F.relu(x - (x.mean(-1, keepdim=True) + x.std(-1, keepdim=True, correction=0) * deviations))
 
@@ -115,7 +115,7 @@ def route(config: MoeConfig, logits: Tensor, correction: Tensor | None) -> tuple
 
 
 def _sparsemixer(logits: Tensor, jitter: float) -> tuple[Tensor, Tensor]:
-    """`route` for two experts: each one's share is its own softmax over those near it, less the ones before it."""
+    """`route` for two experts: each share is a softmax over the experts near it, without those chosen before."""
     left, shares, chosen = logits, [], []
     for _ in range(2):
         best, index = left.max(-1, keepdim=True)
@@ -133,8 +133,11 @@ class Moe(nn.Module):
         super().__init__()
         self.config, expert = config, config.expert
         self.router = Linear(hidden_size, config.experts, bias=config.router_bias)
-        self.up = Experts(config.experts, hidden_size, expert.width * (2 if expert.gated else 1), bias=expert.bias)
-        self.down = Experts(config.experts, expert.width, hidden_size, bias=expert.bias)
+        latent, bias = config.latent or hidden_size, config.latent_bias
+        self.latent_in = Linear(hidden_size, latent, bias=bias) if config.latent else None
+        self.latent_out = Linear(latent, hidden_size, bias=bias) if config.latent else None
+        self.up = Experts(config.experts, latent, expert.width * (2 if expert.gated else 1), bias=expert.bias)
+        self.down = Experts(config.experts, expert.width, latent, bias=expert.bias)
         self.correction = nn.Parameter(torch.empty(1, config.experts)) if config.correction else None
         self.expert_scale = nn.Parameter(torch.empty(config.experts)) if config.expert_scale else None
         self.shared = Mlp(config.shared, hidden_size) if config.shared else None
@@ -149,7 +152,9 @@ class Moe(nn.Module):
         if self.expert_scale is not None:
             shares = shares * self.expert_scale[chosen]
         run = self._side_by_side if _few_on_a_gpu(flat) else self._one_by_one
-        out = run(flat, shares.to(x.dtype), chosen)
+        out = run(flat if self.latent_in is None else self.latent_in(flat), shares.to(x.dtype), chosen)
+        if self.latent_out is not None:
+            out = self.latent_out(out)
         if self.shared is not None:
             shared = self.shared(flat)
             out = out + (shared if self.shared_gate is None else shared * torch.sigmoid(self.shared_gate(flat)))
@@ -164,9 +169,9 @@ class Moe(nn.Module):
         return out
 
     def _side_by_side(self, x: Tensor, shares: Tensor, chosen: Tensor) -> Tensor:
-        """The same without reading which experts were chosen: that would wait for the GPU, and change shapes.
+        """The same without reading back which experts were chosen, which would wait for the GPU and change shapes.
 
-        Copies the weights that each token chose, or, if that costs more, runs all experts.
+        Copies the weights of each token's experts or, if that costs more, runs all experts.
         """
         tokens, top_k = chosen.shape
         if _COPYING * chosen.numel() > self.config.experts:

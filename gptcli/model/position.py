@@ -32,7 +32,7 @@ class Position(Protocol):
 
 
 class TextPosition(Position, Protocol):
-    """The same for tokens of one text, or of rows that are equally long."""
+    """A `Position` of tokens of one text, or of equally long rows."""
 
     def mask(self, window: int | None, chunked: bool = False) -> Tensor | None:
         """Which keys returned by `write` each token may see, (T, S), as `attend` takes it.
@@ -41,7 +41,7 @@ class TextPosition(Position, Protocol):
         """
 
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores (rows, kv_heads, T, head_dim); returns all keys and values to attend to, with S in place of T."""
+        """Stores (rows, kv_heads, T, head_dim); returns all keys and values to attend to, (rows, kv_heads, S, ...)."""
 
     def read(self, block: int) -> tuple[Tensor, Tensor]:
         """What `write` returned for an earlier block."""
@@ -147,7 +147,7 @@ class SideBySide:
 
 
 class WholeTexts:
-    """The T tokens of whole texts, each a row. Nothing is kept of them, so gradients flow through all of them."""
+    """The T tokens of whole texts, each a row. Nothing is cached, so gradients flow through all tokens."""
 
     def __init__(
         self, config: DecoderConfig, tables: RotaryTables, shape: tuple[int, int], device: torch.device
@@ -189,7 +189,7 @@ class WholeTexts:
 def _mask(
     positions: Tensor, length: int, cached: int, window: int | None, chunked: bool, dtype: torch.dtype
 ) -> Tensor | None:
-    """`TextPosition.mask` of tokens at these positions, after `length` others, of which `cached` are among the keys."""
+    """`TextPosition.mask` for tokens at `positions`, after `length` others, of which `cached` are among the keys."""
     T, device = len(positions), positions.device
     seen = causal_mask(cached, T, window, device)
     if window is None or not chunked or length + T <= window:

@@ -27,14 +27,10 @@ def rotary_table(
     """
     frequencies, magnitude = _frequencies(rope, span, device)
     angles = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequencies)
-    cos, sin = (
-        angles.cos() * magnitude,
-        angles.sin() * (-magnitude if rope.backward else magnitude),
-    )  # (length, dim / 2)
-    return (
-        torch.cat([cos, cos], -1).to(dtype).unsqueeze(1),
-        torch.cat([-sin, sin], -1).to(dtype).unsqueeze(1),
-    )
+    cos = angles.cos() * magnitude  # (length, dim / 2)
+    sin = angles.sin() * (-magnitude if rope.backward else magnitude)
+    cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+    return cos.to(dtype).unsqueeze(1), sin.to(dtype).unsqueeze(1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """What layers keep of a text besides keys and values: the last inputs of a convolution, and a state of fixed size.
 
-A state is of all tokens so far, so it cannot be cut back. Marks keep a few earlier ones, from which the rest is run
-again.
+A state sums up all tokens so far, so it cannot be cut back. Marks keep a few earlier states; what follows is run again.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ State = tuple[Tensor, ...]  # of one layer, each (rows, *shape); never written t
 class States:
     """The states of every layer, by its index, for the rows of a cache. Layers without one have an empty tuple.
 
-    `now` is of the cached tokens. What layers `put` is of the tokens that are being run, and replaces it in `advance`.
+    `now` belongs to the cached tokens. States that layers `put` include the running tokens; `advance` makes them `now`.
     """
 
     def __init__(self, config: DecoderConfig, device: torch.device, dtype: torch.dtype, rows: int = 1) -> None:
         shapes = [block.state.state_shapes(config.hidden_size) if block.state else () for block in config.blocks]
         self.any = config.keeps_states
-        # The last inputs are as exact as they were; what is summed over a whole text is kept in fp32.
+        # A convolution's inputs keep their dtype; sums over a whole text are fp32.
         self._empty = tuple(
             tuple(
                 torch.zeros(rows, *shape, device=device, dtype=torch.float32 if index else dtype)
@@ -39,11 +38,11 @@ class States:
         self._marks = Marks[tuple[State, ...]]()
 
     def put(self, block: int, state: State) -> None:
-        """Takes a layer's state after the tokens that are being run."""
+        """Takes a layer's state after the running tokens."""
         self._next[block] = state
 
     def advance(self) -> None:
-        """Counts those tokens as cached."""
+        """Counts the running tokens as cached."""
         for block, state in self._next.items():
             self.now[block] = state
         self._next.clear()

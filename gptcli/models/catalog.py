@@ -1,4 +1,4 @@
-"""Which models are on this machine, and where. Knows nothing of their contents."""
+"""Finds the models on this machine by name or path. Knows nothing of their contents."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from typing import Any
 import platformdirs
 
 from gptcli.errors import ModelNotFound
-from gptcli.files import ADAPTER_CONFIG, RECORD, open_regular, open_within, read_json
+from gptcli.files import ADAPTER_CONFIG, RECORD, called_gguf, open_regular, open_within, read_json
 from gptcli.models.hub_cache import holds_only_ggufs, hub_cache, hub_snapshot, hub_snapshots
 from gptcli.models.stores import HUB, find_stored, only_stored, stored_models
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
-SEE_MODELS = "run `gptcli models` to see which are"  # a way out
+SEE_MODELS = "run `gptcli models` to see which are"  # a hint
 
 SCRATCH = ".fetch-"  # begins the names of directories that models are written to
 _SMALL = 16 << 20  # bytes
-_FIRST_PART = re.compile(r"(.*)-00001(-of-\d{5}\.gguf)", re.DOTALL)
+_FIRST_PART = re.compile(r"(.*)-00001(-of-\d{5}\.gguf)", re.DOTALL | re.IGNORECASE)
 
 FetchProgress = Callable[[str, int, int], None]  # the current action, bytes done, bytes in all (0: unknown)
 
@@ -40,7 +40,7 @@ class LocalModel:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What was recorded at installation; empty for what was not, such as a file added to an installed model."""
+        """The record of the installation; empty without one, as for a file added to an installed model."""
         file = self.directory / RECORD
         record = read_json(file) if file.exists() else {}
         checksums = record.get("sha256")
@@ -49,12 +49,12 @@ class LocalModel:
 
     @property
     def directory(self) -> Path:
-        """What its files are in."""
+        """The directory of its files."""
         return self.path.parent if self.path.is_file() else self.path
 
     @property
     def store(self) -> str:
-        """What keeps it: another program's name, or nothing for a directory."""
+        """The name of the program that keeps it; empty for a directory."""
         if hub_cache() in self.path.parents:
             return HUB
         return self.name.partition(":")[0] if ":" in self.name and self.path.is_file() else ""
@@ -66,7 +66,7 @@ class LocalModel:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files of a model: all in its directory, or its GGUF file with the other parts of it."""
+    """The files of a model: all in its directory, or all parts of its GGUF file."""
     if path.is_dir():
         return sorted(path.iterdir())
     first = _FIRST_PART.fullmatch(path.name)
@@ -74,7 +74,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 def install_root() -> Path:
-    """The directory for new models: GPTCLI_WEIGHTS's first, a checkout's `weights/`, or the user's data directory."""
+    """The directory for new models: the first of GPTCLI_WEIGHTS, else a checkout's `weights/`, else the user's."""
     if chosen := _chosen_roots():
         return chosen[0]
     checkout = Path(__file__).parents[2]
@@ -84,18 +84,18 @@ def install_root() -> Path:
 
 
 def missing_root_notes(name: str = "") -> list[str]:
-    """Notes of the directories of GPTCLI_WEIGHTS that there are not; none if `name` is a path."""
+    """Notes of missing directories of GPTCLI_WEIGHTS; none if `name` is a path."""
     missing = [] if os.path.exists(name) else [root for root in _chosen_roots() if not root.is_dir()]
     return [f"GPTCLI_WEIGHTS: there is no directory {root}" for root in missing]
 
 
 def _chosen_roots() -> list[Path]:
-    """The directories of GPTCLI_WEIGHTS, separated as those of PATH are."""
+    """The directories of GPTCLI_WEIGHTS, separated as in PATH."""
     return [_at_home(path) for path in os.environ.get("GPTCLI_WEIGHTS", "").split(os.pathsep) if path]
 
 
 def roots() -> list[Path]:
-    """Where models are looked for by name, each directory once."""
+    """The directories that are searched by name, each once."""
     return list(dict.fromkeys([install_root(), *_chosen_roots(), _user_root()]))
 
 
@@ -126,7 +126,7 @@ def local_models() -> list[LocalModel]:
 def find(name: str) -> LocalModel | None:
     """The model with this path or name, or None if it is not on this machine.
 
-    A file of weights stands for its directory. An adapter of that name counts: opening it says what it is.
+    A file of weights stands for its directory. An adapter of that name is found, too, and refused when it is opened.
     """
     path = _at_home(name)
     if os.path.exists(path):
@@ -137,9 +137,9 @@ def find(name: str) -> LocalModel | None:
 
 
 def fingerprint(path: Path) -> str:
-    """A hash of a model's files, in hexadecimal: of their recorded checksums if gptcli installed it.
+    """A hash of a model, in hexadecimal: of recorded checksums if gptcli installed it.
 
-    Otherwise of small files' contents, and of large files' names, sizes and times.
+    Otherwise of its files' names and sizes, with contents of small files and times of large ones.
     """
     record = LocalModel(path.name, path).record
     if checksums := record.get("sha256"):
@@ -165,12 +165,12 @@ def is_name(name: str) -> bool:
 
 
 def find_named(name: str) -> LocalModel | None:
-    """The model with this name, never a path; None if there is no such model."""
+    """The model with this name, never a path; None without one."""
     return _named(name, "config.json")
 
 
 def _named(name: str, file: str) -> LocalModel | None:
-    """What has this name and such a file."""
+    """The model with this name whose directory has `file`, or a GGUF file."""
     if not is_name(name):
         return None
     for root in roots():
@@ -183,9 +183,10 @@ def _named(name: str, file: str) -> LocalModel | None:
 
 
 def first_gguf(directory: Path) -> Path | None:
-    """The GGUF file that was fetched into a directory, or the first part of one; None if there is none."""
-    files = sorted(directory.glob("*.gguf")) if (directory / RECORD).exists() or _being_fetched(directory) else []
-    return files[0] if files else None
+    """The GGUF file that was fetched into a directory, or its first part; None without one."""
+    if not (directory / RECORD).exists() and not _being_fetched(directory):
+        return None
+    return min((file for file in directory.glob("*") if called_gguf(file.name)), default=None)
 
 
 def _being_fetched(directory: Path) -> bool:
@@ -193,7 +194,7 @@ def _being_fetched(directory: Path) -> bool:
 
 
 def missing(name: str, *, wanted: bool = True) -> ModelNotFound:
-    """The error for a missing model, with a way to get it if it is `wanted`."""
+    """The error for a missing model. wanted: whether the hint says how to get it."""
     names = [model.name for model in local_models()]
     if files := [each for each in names if each.startswith(f"{HUB}:{name}/")]:
         return ModelNotFound(f"several models: {name}", hint=f"one of them: {', '.join(files)}")
@@ -210,5 +211,5 @@ def _at_home(path: str | Path) -> Path:
 
 
 def _is_folder(snapshot: Path, file: str) -> bool:
-    """Whether a snapshot in the Hugging Face cache has such a file, and is read as a folder."""
+    """Whether a snapshot in the Hugging Face cache has `file`, and is read as a folder."""
     return os.path.isfile(snapshot / file) and not holds_only_ggufs(snapshot)

@@ -1,6 +1,6 @@
-"""The Hugging Face cache, found and read as its own client does. Never written.
+"""Finds and reads the Hugging Face cache as its own client does. Never writes it.
 
-A model there is `models--OWNER--NAME`, whose snapshots, one a commit, hold links to blobs.
+A model there is `models--OWNER--NAME`; its snapshots, one for each commit, hold links to blobs.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from gptcli.files import called_gguf
+
 
 def hub_cache() -> Path:
-    """Where huggingface_hub keeps its cache, by the same variables in the same order."""
+    """The path of huggingface_hub's cache, by the same variables in the same order."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or os.path.join(cache, "huggingface")
     chosen = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
@@ -27,9 +29,9 @@ def hub_snapshots(cache: Path, has: Callable[[Path], object]) -> Iterator[tuple[
 
 
 def hub_snapshot(cache: Path, name: str, has: Callable[[Path], object]) -> Path | None:
-    """A model's snapshot that has what is wanted: the main revision, or the newest if that is not there.
+    """A model's snapshot that `has` accepts: the main revision, or the newest if the main one is not there.
 
-    Fetching another revision leaves no `refs/main`; pruning may leave it without a snapshot.
+    Fetching another revision makes no `refs/main`; pruning may leave it without a snapshot.
     """
     directory = cache / f"models--{name.replace('/', '--')}"
     snapshots, reference = directory / "snapshots", directory / "refs" / "main"
@@ -42,19 +44,19 @@ def hub_snapshot(cache: Path, name: str, has: Callable[[Path], object]) -> Path 
 
 
 def gguf_files(directory: Path) -> list[Path]:
-    """The GGUF files in a directory and those below it; links count if they lead to a file."""
-    found = (Path(folder, name) for folder, _, names in os.walk(directory) for name in names if name.endswith(".gguf"))
+    """The GGUF files in and below a directory; links count if they lead to a file."""
+    found = (Path(folder, name) for folder, _, names in os.walk(directory) for name in names if called_gguf(name))
     return sorted(file for file in found if os.path.isfile(file))
 
 
 def holds_only_ggufs(snapshot: Path) -> bool:
-    """Whether there are GGUF files and no others of weights that a folder could be read from."""
+    """Whether a snapshot has GGUF files, and no safetensors to read it as a folder."""
     weights = ("model.safetensors", "model.safetensors.index.json")
     return not any(os.path.isfile(snapshot / name) for name in weights) and bool(gguf_files(snapshot))
 
 
 def _modified(path: Path) -> int:
-    """When a directory was last changed, in nanoseconds; 0 if another process has removed it by now."""
+    """A directory's time of modification in nanoseconds; 0 if another process has removed it."""
     try:
         return path.stat().st_mtime_ns
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Which files of a repository on the Hugging Face hub make a model."""
+"""Chooses the files of a model in a repository of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from gptcli.errors import ModelNotFound, UsageError
-from gptcli.files import ADAPTER_CONFIG, RECORD
+from gptcli.files import ADAPTER_CONFIG, RECORD, called_gguf
 from gptcli.models.stores import VISION_MODULE
 
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
-_PART = re.compile(r"-(\d{5}-of-\d{5})(?=\.(?:gguf|safetensors)$)")
+_PART = re.compile(r"-(\d{5}-of-\d{5})(?=\.(?:gguf|safetensors)$)", re.IGNORECASE)
 _BESIDE = (".json", ".jinja", "merges.txt", "tokenizer.model", "LICENSE", "LICENSE.txt", "LICENSE.md")
-_WEIGHTS = (".safetensors", ".gguf")
 Sizes = Mapping[str, int]
 
 
 def chosen_files(repository: str, sizes: Sizes, pattern: str | None) -> dict[str, int]:
-    """The files of one model and their sizes, of all files of a repository.
+    """The files of one model and their sizes. sizes: of all files of a repository.
 
-    pattern: of the weights' names; without one, those that transformers would read. Raises UsageError, which lists what
-    there is to choose from, and ModelNotFound.
+    pattern: of the weights' names; None: the weights that transformers would read. Raises UsageError, which lists the
+    choices, and ModelNotFound.
     """
     top = {name: size for name, size in sizes.items() if "/" not in name and name != RECORD}
-    in_folders = [name for name in sizes if name.endswith(".gguf") and not {"", ".", ".."} & {*name.split("/")}]
+    in_folders = [name for name in sizes if called_gguf(name) and not {"", ".", ".."} & {*name.split("/")}]
     variants = _variants({*top, *in_folders})
     beside = {name: size for name, size in top.items() if name.endswith(_BESIDE)}
     if pattern is not None:
@@ -35,7 +34,7 @@ def chosen_files(repository: str, sizes: Sizes, pattern: str | None) -> dict[str
         files = variants[matching[0]]
         if files[0].endswith(".safetensors") and len(files) > 1 and not _SHARD.fullmatch(files[0]):
             raise UsageError(f"cannot fetch from the hub: {repository}: {matching[0]} in parts of these names")
-        return {name: sizes[name] for name in files} | ({} if files[0].endswith(".gguf") else beside)
+        return {name: sizes[name] for name in files} | ({} if called_gguf(files[0]) else beside)
     usual = ["model.safetensors"] if "model.safetensors" in top else [*filter(_SHARD.fullmatch, top)]
     if "config.json" in top and usual:
         return beside | {name: top[name] for name in usual}
@@ -49,15 +48,20 @@ def chosen_files(repository: str, sizes: Sizes, pattern: str | None) -> dict[str
     raise ModelNotFound(f"cannot fetch from the hub: {repository}: it has no config.json with safetensors weights")
 
 
-def _variants(names: Iterable[str]) -> dict[str, list[str]]:
-    """Files of weights by what they are called without the number of a part, or by a pattern if a file is called so.
+def is_weights(name: str) -> bool:
+    """Whether a file is one of weights, by its name."""
+    return name.endswith(".safetensors") or called_gguf(name)
 
-    Vision modules, which lie beside their models, are none.
+
+def _variants(names: Iterable[str]) -> dict[str, list[str]]:
+    """Files of weights by their name without a part's number; by a pattern if a whole file has that name.
+
+    Vision modules, which lie beside their models, do not count.
     """
     variants: dict[str, list[str]] = {}
     names = sorted(names)
     for name in names:
-        if name.endswith(_WEIGHTS) and not VISION_MODULE.search(name):
+        if is_weights(name) and not VISION_MODULE.search(name):
             whole = _PART.sub("", name)
             variants.setdefault(_PART.sub("-*", name) if whole != name and whole in names else whole, []).append(name)
     return variants

@@ -22,7 +22,7 @@ _ABANDONED_S = 24 * 3600
 
 
 def check_name(name: str) -> None:
-    """Raises UsageError if no model can be installed under a name: it is invalid, or something else is there."""
+    """Raises UsageError if a model's name is invalid, or something else is at its place."""
     if not is_name(name):
         raise UsageError(f"a model's name is NAME or OWNER/NAME, not {name!r}")
     target = install_root() / name
@@ -34,7 +34,7 @@ def check_name(name: str) -> None:
 
 @contextlib.contextmanager
 def scratch(name: str | None = None) -> Iterator[Path]:
-    """A temporary directory among the models. With a name it stays if the block is interrupted, to be resumed.
+    """A temporary directory among the models. A named one stays if the block is interrupted, to be resumed.
 
     Raises OutputError if the models' directory cannot be written, or becomes full.
     """
@@ -53,7 +53,7 @@ def scratch(name: str | None = None) -> Iterator[Path]:
                 yield directory
             done = True
         except InvalidModel:
-            done = True  # there is nothing to resume
+            done = True  # nothing to resume
             raise
         except OSError as error:
             raise OutputError(f"cannot write: {directory}: {error.strerror or error}") from None
@@ -72,7 +72,7 @@ def one_at_a_time() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _made(directory: Path) -> Iterator[None]:
-    """Makes a directory and its parents; removes those again that end up empty. Raises OutputError."""
+    """Makes a directory and its parents; afterwards removes new ones that are empty. Raises OutputError."""
     new = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def _checksum(file: BufferedReader) -> str:
 def install(directory: Path, name: str, source: dict[str, Any]) -> Path:
     """Moves a finished directory to the models, replacing one of the same name. Returns its new path.
 
-    `source` tells its origin; it is recorded with the files' checksums.
+    source: its origin, which is recorded with the files' checksums.
     """
     checksums = {file.name: sha256(file) for file in sorted(directory.iterdir()) if file.is_file()}
     record = {"source": source, "sha256": checksums}
@@ -124,7 +124,7 @@ def install(directory: Path, name: str, source: dict[str, Any]) -> Path:
             target.rename(replaced)
         try:
             directory.rename(target)
-        except BaseException:  # also Ctrl-C: the replaced model comes back
+        except BaseException:  # after Ctrl-C, too, the replaced model comes back
             if replaced.exists():
                 replaced.rename(target)
             raise
@@ -165,7 +165,7 @@ def remove(name: str) -> Path:
 
 
 def changed_files(model: Path, record: dict[str, Any]) -> list[str]:
-    """Names of files that are missing or differ from what was installed. Raises BrokenCheckpoint for a link out."""
+    """Names of files that are missing or changed since installation. Raises BrokenCheckpoint for a link out."""
     checksums = record.get("sha256", {})
     if not isinstance(checksums, dict):
         raise InputError(f"cannot read: {model / RECORD}: sha256 must be an object")
@@ -179,8 +179,8 @@ def changed_files(model: Path, record: dict[str, Any]) -> list[str]:
 
 @contextlib.contextmanager
 def _locked(directory: Path, *, wait: bool = False) -> Iterator[None]:
-    """Locks a directory. If another process has, waits for it or raises OutputError."""
-    if os.name == "nt":  # which cannot open directories
+    """Locks a directory. If another process has locked it, waits or raises OutputError."""
+    if os.name == "nt":  # cannot open directories
         yield
         return
     descriptor = os.open(directory, os.O_RDONLY)
@@ -193,7 +193,7 @@ def _locked(directory: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def _sweep(root: Path) -> None:
-    """Removes what killed processes have left."""
+    """Removes old temporary directories of killed processes."""
     for directory in root.glob(f"{SCRATCH}*"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - directory.stat().st_mtime > _ABANDONED_S:

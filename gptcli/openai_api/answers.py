@@ -14,7 +14,7 @@ from gptcli.generation.events import Completed, StepLogprobs, TokenLogprob
 from gptcli.openai_api.bodies import CHAT
 from gptcli.openai_api.refusals import Refusal
 
-LEAST_LOGPROB = -9999.0  # what OpenAI says for impossible tokens; JSON has no infinity
+LEAST_LOGPROB = -9999.0  # OpenAI's for impossible tokens; JSON has no infinity
 
 
 def answer_body(
@@ -25,7 +25,7 @@ def answer_body(
 
 
 def heading(id: str, url: str, model: str, *, chunk: bool = False) -> dict[str, Any]:
-    """What an answer, or each chunk of one, begins with."""
+    """The fields at the beginning of an answer, or of each chunk of one."""
     chat = url == CHAT
     kind = ("chat.completion.chunk" if chunk else "chat.completion") if chat else "text_completion"
     return {
@@ -46,14 +46,14 @@ def usage_record(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
 
 
 def usage_of(texts: Sequence[Completed], prompts: int) -> dict[str, Any]:
-    """The counts of several texts, of which each prompt has as many; a prompt counts once."""
+    """The counts of several texts, equally many for each prompt; a prompt counts once."""
     usages = [text.finished.usage for text in texts]
     asked = sum(usage.prompt_tokens for usage in usages[:: len(texts) // prompts])
     return usage_record(asked, sum(usage.completion_tokens for usage in usages))
 
 
 def chat_choice(index: int, text: Completed, thoughts: Thoughts | None = None) -> dict[str, Any]:
-    """A whole answer of a conversation. thoughts: what tells thoughts from the answer, if there may be any."""
+    """A whole answer of a conversation. thoughts: splits thoughts off, None if there are none."""
     steps = text.finished.logprobs
     message: dict[str, Any] = {"role": "assistant", "content": text.text, "refusal": None}
     if thoughts is not None:
@@ -85,7 +85,7 @@ def _chat_token(token: TokenLogprob) -> dict[str, Any]:
 
 
 def text_choice(index: int, text: Completed, echo: str = "", echoed: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A whole text. echo, echoed: the prompt before it, and its tokens' log-probabilities."""
+    """A whole text. echo: the prompt before it. echoed: the prompt's log-probabilities."""
     steps = text.finished.logprobs
     logprobs = None if steps is None else text_logprobs(steps, len(echo))
     if logprobs is not None and echoed is not None:
@@ -94,14 +94,14 @@ def text_choice(index: int, text: Completed, echo: str = "", echoed: dict[str, A
 
 
 def text_logprobs(steps: Iterable[StepLogprobs], offset: int = 0) -> dict[str, Any]:
-    """Log-probabilities of a text's tokens. offset: characters before them; the old format has no bytes."""
+    """Log-probabilities of a text's tokens in OpenAI's old format, without bytes. offset: characters before them."""
     return token_columns(((_text(step.chosen), step.chosen.logprob, step.top) for step in steps), offset)
 
 
 def token_columns(
     tokens: Iterable[tuple[str, float | None, Sequence[TokenLogprob]]], offset: int = 0
 ) -> dict[str, Any]:
-    """The old format's columns, of tokens with log-probability and alternatives; the first of a text has neither."""
+    """The old format's columns, of tokens with log-probability and alternatives. A text's first token has neither."""
     columns: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for token, logprob, top in tokens:
         columns["tokens"].append(token)
@@ -114,7 +114,7 @@ def token_columns(
 
 
 def vectors_body(model: str, vectors: Sequence[Sequence[float]], tokens: int, *, packed: bool) -> dict[str, Any]:
-    """The body of an answer with embeddings of texts of so many tokens. packed: as base64 of fp32 numbers."""
+    """The body of an answer with embeddings. tokens: of all texts. packed: as base64 of fp32 numbers."""
     data = [
         {"object": "embedding", "index": index, "embedding": _packed(vector) if packed else vector}
         for index, vector in enumerate(vectors)

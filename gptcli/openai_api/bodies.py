@@ -1,4 +1,4 @@
-"""What a request body of OpenAI's API asks for. Whatever is not known, or not done here, is refused by its name."""
+"""Reads request bodies of OpenAI's API. Parameters that are unknown or unsupported are refused by name."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from gptcli.tools.definitions import AUTO, NONE, Definition, checked_choice, che
 
 CHAT, TEXT, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 MOST_CHOICES, MOST_PROMPTS, MOST_SOUGHT = 128, 2048, 1000
-# What has the same name in `Request`; part of it is OpenAI's, the rest an extension.
+# Parameters with the same name in `Request`; some are OpenAI's, the others extensions.
 SAME_NAMES = {*SAMPLING_FIELDS, *CONSTRAINT_FIELDS, "stop", "ignore_eos", "overflow"}
-# What changes nothing in the text.
+# Parameters that change nothing in the text.
 WITHOUT_EFFECT = {
     "model",
     "user",
@@ -44,7 +44,7 @@ NOTHING = {
 
 
 class BadParameter(UsageError):
-    """A parameter of a request, or a part of one, is unknown, unsupported or wrong."""
+    """A parameter of a request is unknown, unsupported or wrong."""
 
     def __init__(self, name: str, message: str) -> None:
         super().__init__(message, setting=name)
@@ -52,12 +52,12 @@ class BadParameter(UsageError):
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a request asks for. prompts: several texts, ids, or one conversation; each has `choices` answers.
+    """A request. prompts: several texts, ids, or one conversation; each has `choices` answers.
 
     options: by the names of `Request`. logprobs: alternatives of each token; None without log-probabilities. switches:
-    what the chat template is asked for. tools, tool_choice, parallel_tool_calls: of a conversation. answer_ids: what
-    its answer begins with, as ids or text. echo: whether a text has its prompt before it. include_usage: whether a
-    stream ends with the counts.
+    the chat template's. tools, tool_choice, parallel_tool_calls: of a conversation. answer_ids: the beginning of its
+    answer, as ids or text. echo: whether a text has its prompt before it. include_usage: whether a stream ends with the
+    counts.
     """
 
     url: str
@@ -77,7 +77,7 @@ class Asked:
 
 
 def asked_of_body(url: str, body: Mapping[str, Any]) -> Asked:
-    """What a body for `CHAT` or `TEXT` asks for. Raises BadParameter."""
+    """Reads a body for `CHAT` or `TEXT`. Raises BadParameter."""
     given = {name: value for name, value in asking(body).items() if name not in WITHOUT_EFFECT}
     asked: dict[str, Any] = {"stream": check_flag("stream", given.pop("stream", False))}
     asked["include_usage"] = _include_usage(given.pop("stream_options", None), asked["stream"])
@@ -106,7 +106,7 @@ def asked_of_body(url: str, body: Mapping[str, Any]) -> Asked:
 
 @dataclass(frozen=True)
 class AskedVectors:
-    """What a request for `EMBEDDINGS` asks for. inputs: texts or ids. packed: as base64 of fp32 numbers."""
+    """A request for `EMBEDDINGS`. inputs: texts or ids. packed: as base64 of fp32 numbers."""
 
     inputs: Sequence[str | Sequence[int]]
     packed: bool
@@ -114,7 +114,7 @@ class AskedVectors:
 
 
 def asked_vectors(body: Mapping[str, Any]) -> AskedVectors:
-    """What a body for `EMBEDDINGS` asks for. Raises BadParameter."""
+    """Reads a body for `EMBEDDINGS`. Raises BadParameter."""
     given = known_only(body, {"model", "user", "input", "encoding_format"})
     inputs, form = prompts_of("input", given.get("input")), given.get("encoding_format", "float")
     if form not in ("float", "base64"):
@@ -123,10 +123,10 @@ def asked_vectors(body: Mapping[str, Any]) -> AskedVectors:
 
 
 def tools_of(given: dict[str, Any]) -> dict[str, Any]:
-    """Takes the tools of a conversation out of what is given. Raises BadParameter."""
+    """Takes the tools of a conversation out of the parameters. Raises BadParameter."""
     parallel = check_flag("parallel_tool_calls", given.pop("parallel_tool_calls", True))
     tools, choice = given.pop("tools", None), given.pop("tool_choice", AUTO)
-    if tools == [] and choice == AUTO:  # not the command's either
+    if tools == [] and choice == AUTO:  # excludes the command's, too
         choice = NONE
     try:
         tools = () if tools in (None, []) else checked_tools(tools)
@@ -168,7 +168,7 @@ def _chat_logprobs(given: dict[str, Any]) -> int | None:
 
 
 def _switches(given: dict[str, Any]) -> Switches:
-    """What the template is asked for: OpenAI's `reasoning_effort`, and `chat_template_kwargs`, an extension."""
+    """The template's switches: OpenAI's `reasoning_effort`, and `chat_template_kwargs`, an extension."""
     asked = given.pop("chat_template_kwargs", {})
     if not isinstance(asked, dict) or asked.keys() - {"enable_thinking", "thinking", "reasoning_effort"}:
         raise BadParameter("chat_template_kwargs", "chat_template_kwargs has enable_thinking and reasoning_effort")
@@ -180,12 +180,12 @@ def _switches(given: dict[str, Any]) -> Switches:
 
 
 def asking(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of a body that ask for something: neither null, nor a value that asks for nothing."""
+    """The parameters of a body that have an effect: neither null, nor a value of `NOTHING`."""
     return {name: value for name, value in body.items() if value is not None and value != NOTHING.get(name)}
 
 
 def known_only(body: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
-    """What a body asks for. Raises BadParameter for what is not known."""
+    """The parameters of a body, as `asking`. Raises BadParameter for an unknown one."""
     given = asking(body)
     for name in sorted(given.keys() - known):
         raise BadParameter(name, f"unknown or unsupported parameter: {name}")
@@ -193,12 +193,12 @@ def known_only(body: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
 
 
 def missing_or(name: str, value: object, wanted: str) -> BadParameter:
-    """The error for a parameter that there must be, and that is not what is wanted."""
+    """The error for a parameter that is missing or not what is wanted."""
     return BadParameter(name, f"{name} is missing: {wanted}" if value is None else f"{name} must be {wanted}")
 
 
 def model_of(body: Mapping[str, Any]) -> str | None:
-    """The model that a body names. Raises BadParameter for what is no text."""
+    """The model that a body names. Raises BadParameter if it is not a text."""
     model = body.get("model")
     if not isinstance(model, str | None):
         raise BadParameter("model", "model must be a text")
@@ -206,34 +206,34 @@ def model_of(body: Mapping[str, Any]) -> str | None:
 
 
 def check_effort(value: object) -> str | None:
-    """Raises BadParameter for what is no effort of thinking, or None."""
+    """Raises BadParameter unless the value is a reasoning effort or None."""
     if value is not None and value not in get_args(ReasoningEffort):
         raise BadParameter("reasoning_effort", "reasoning_effort must be low, medium or high")
     return cast("str | None", value)
 
 
 def check_flag(name: str, value: object) -> bool:
-    """Raises BadParameter for what is neither true nor false."""
+    """Raises BadParameter unless the value is true or false."""
     if type(value) is not bool:
         raise BadParameter(name, f"{name} must be true or false")
     return value
 
 
 def check_count(name: str, value: object) -> int:
-    """Raises BadParameter for what is no number of choices."""
+    """Raises BadParameter unless the value is a number of choices."""
     if type(value) is not int or not 1 <= value <= MOST_CHOICES:
         raise BadParameter(name, f"{name} must be a whole number from 1 to {MOST_CHOICES}")
     return value
 
 
 def check_alternatives(name: str, value: object, most: int) -> None:
-    """Raises BadParameter for what is no number of alternatives, or None."""
+    """Raises BadParameter unless the value is a number of alternatives or None."""
     if value is not None and (type(value) is not int or not 0 <= value <= most):
         raise BadParameter(name, f"{name} must be a whole number from 0 to {most}")
 
 
 def check_kinds(options: dict[str, Any]) -> None:
-    """Raises BadParameter for a value of a kind that `Request` does not check itself."""
+    """Raises BadParameter for a value of a wrong type that `Request` does not check."""
     for name in ("stop", "choices"):
         texts = options.get(name, ())
         texts = [texts] if isinstance(texts, str) else texts
@@ -274,20 +274,20 @@ def _bias(value: object) -> dict[int, float]:
 
 
 def check_fewness(name: str, values: Sequence[object]) -> None:
-    """Raises BadParameter for more than each step of all texts may have to look for."""
+    """Raises BadParameter for more values than each step can search for."""
     if len(values) > MOST_SOUGHT:
         raise BadParameter(name, f"{name} must have at most {MOST_SOUGHT} entries")
 
 
 def check_ids(name: str, value: object) -> list[int]:
-    """Raises BadParameter for what is no list of token ids."""
+    """Raises BadParameter unless the value is a list of token ids."""
     if not isinstance(value, list) or not all(type(id) is int for id in value):
         raise BadParameter(name, f"{name} must be a list of token ids")
     return value
 
 
 def prompts_of(name: str, prompt: object) -> Sequence[str | Sequence[int]]:
-    """The texts, or token ids, that a parameter has. Raises BadParameter."""
+    """The texts or token ids of a parameter. Raises BadParameter."""
     match prompt:
         case str():
             return [prompt]
@@ -303,13 +303,13 @@ def prompts_of(name: str, prompt: object) -> Sequence[str | Sequence[int]]:
 
 
 def response_format(asked: object) -> dict[str, Any]:
-    """The constraint that a `response_format` asks for. Raises BadParameter."""
+    """The constraint of a `response_format`. Raises BadParameter."""
     match asked:
         case {"type": "text", **rest} if not rest:
             return {}
         case {"type": "json_object", **rest} if not rest:
             return {"json_object": True}
-        case {"type": "json_object", "schema": dict(schema), **rest} if not rest:  # what llama.cpp's server takes
+        case {"type": "json_object", "schema": dict(schema), **rest} if not rest:  # as for llama.cpp's server
             return {"json_schema": schema}
         case {"type": "json_schema", "json_schema": {"schema": dict(schema), **named}, **rest} if not rest:
             if not named.keys() - {"name", "description", "strict"}:
@@ -318,7 +318,7 @@ def response_format(asked: object) -> dict[str, Any]:
 
 
 def messages_of(turns: object, name: str = "messages") -> list[Message]:
-    """The messages of a conversation, which is called `name`. Raises BadParameter."""
+    """The messages of a conversation. name: the parameter's. Raises BadParameter."""
     if turns is None:
         raise missing_or(name, turns, "a list of messages")
     try:

@@ -1,4 +1,4 @@
-"""From what a request asks for to texts to complete: prompts become token ids, and settings those of a model."""
+"""Makes requests of a model: prompts become token ids, settings get the model's defaults."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from gptcli.tools.definitions import AUTO, NONE, Definition
 
 @dataclass(frozen=True)
 class Prompting:
-    """How a model's requests are made.
+    """Makes a model's requests.
 
-    options: by the names of `Request`, for requests that say nothing else. template: the chat template and what it is
-    asked for, found once a conversation needs it. system: of conversations without one; None is the model's own.
-    special: whether prompts spell control tokens. tools, tool_choice: of conversations that bring none.
+    options: defaults, by the names of `Request`. template: finds the chat template and its switches once a conversation
+    needs them. system: for conversations without one; None is the model's own. special: whether prompts spell control
+    tokens. tools, tool_choice: for conversations without any.
     """
 
     lm: LanguageModel
@@ -47,13 +47,13 @@ class Prompting:
             options = base | dict(asked.options)
             ids = [*self._ids(asked, prompt, tools), *self.answer_ids(asked)]
             for number in range(asked.choices):
-                if number and type(seed := options.get("seed")) is int:  # the first has found it in range
+                if number and type(seed := options.get("seed")) is int:  # the first request has checked its range
                     options = options | {"seed": (seed + 1) % 2**64}
                 requests.append(Request(ids, logprobs=asked.logprobs, tools=use, **options))
         return requests
 
     def _offered(self, asked: Asked) -> tuple[Sequence[Definition], object]:
-        """The tools that a request's model is told of, and which of them it must call."""
+        """The tools that the model is offered, and the choice among them."""
         tools, choice = asked.tools, asked.tool_choice
         if asked.url == CHAT and not tools:
             tools, choice = self.tools, self.tool_choice if choice == AUTO else choice
@@ -89,7 +89,7 @@ class Prompting:
         return self.lm.tokenizer.encode(text, special=self.special, add_special=add_special)
 
     def _check_length(self, characters: int, messages: int = 0) -> None:
-        """A message becomes at least one token, and a token stands for no more than the longest piece."""
+        """Raises ContextOverflow: a message has at least one token, and a token at most the longest piece's length."""
         ctx_size = self.lm.ctx_size
         if characters > ctx_size * self._longest_piece or messages > ctx_size:
             what = f"{messages} messages" if messages > ctx_size else f"{characters} characters"
@@ -102,12 +102,12 @@ class Prompting:
         return max(len(piece.encode("utf-8", "replace")) for piece in vocabulary)
 
     def answer_ids(self, asked: Asked) -> Sequence[int]:
-        """What an answer begins with."""
+        """The ids that an answer begins with."""
         begun = asked.answer_ids
         return self.lm.tokenizer.encode(begun, add_special=False) if isinstance(begun, str) else begun
 
     def rendered(self, messages: Sequence[Message], asked: Switches) -> list[int]:
-        """Token ids of a conversation. asked: switches that replace those of the settings."""
+        """Token ids of a conversation. asked: switches that replace the command's."""
         system = self.lm.store.system if self.system is None else self.system
         if system is not None and messages[0].role != "system":
             messages = [Message("system", system), *messages]

@@ -1,4 +1,4 @@
-"""Why a request is turned away, as HTTP says it."""
+"""Refusals of requests, with a status of HTTP."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gptcli.errors import GptcliError
 
 
 class Refusal(GptcliError):
-    """A request is turned away with a status. code: OpenAI's word for why."""
+    """A request is refused with a status. code: OpenAI's name of the reason."""
 
     def __init__(
         self, status: int, message: str, code: str | None = None, headers: Mapping[str, str] | None = None

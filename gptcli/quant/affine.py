@@ -1,6 +1,6 @@
 """Affine quantization: groups of columns share a scale and a bias, w = scale * q + bias.
 
-The layout is MLX's: each row a stream of bits, the first column in the lowest ones, stored as little-endian words.
+The layout is MLX's: each row is a stream of bits in little-endian words, the first column in the lowest bits.
 """
 
 from __future__ import annotations
@@ -42,9 +42,8 @@ class AffineWeight(PackedWeight):
 def quantize_affine(weight: Tensor, bits: int, group_size: int = 32) -> AffineWeight:
     """The nearest values to a weight (..., rows, columns) in 4 or 8 bits.
 
-    In 4 bits, a group's least value becomes the first level and its greatest the last. In 8 bits that would gain
-    little: 128 stands for 0, and the greatest magnitude is 127 steps away. The scales then imply the biases, so the
-    kernels need not store them.
+    In 4 bits, a group's least value becomes the first level and its greatest the last. In 8 bits, 128 stands for 0, and
+    the greatest magnitude is 127 steps away: nearly as exact, and the kernels need no biases, which the scales imply.
     """
     *outer, columns = weight.shape
     flat = weight.reshape(-1, columns)
@@ -77,12 +76,12 @@ def _spread(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def _centred(most: Tensor) -> tuple[Tensor, Tensor]:
-    """Scales and biases in fp16 for 8 bits where 128 stands for 0. A bias, -128 * scale, is exact or infinite.
+    """Scales and biases in fp16 for 8 bits, where 128 stands for 0. The biases, -128 * scale, are exact or infinite.
 
     most: the greatest magnitudes.
     """
     scales = (most / 127).half()
-    # A subnormal scale that was rounded down may be so imprecise that 127 steps do not reach the greatest value.
+    # A subnormal scale, rounded down, may be too small for 127 steps to reach the greatest value.
     short = scales.float() * 127.5 < most
     scales = (scales.view(torch.int16) + short).view(torch.float16)
     return scales, scales * -128

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gptcli.quant.affine import AffineWeight, pack_nibbles, unpacked
 
-_NIBBLES = [0, 4, 1, 5, 2, 6, 3, 7]  # which nibble of a word each of its eight outputs is in
+_NIBBLES = [0, 4, 1, 5, 2, 6, 3, 7]  # a word's eight outputs, by the nibbles that hold them
 
 
 def awq_weight(qweight: Tensor, qzeros: Tensor, scales: Tensor) -> AffineWeight:

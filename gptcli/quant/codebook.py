@@ -10,9 +10,6 @@ from torch import Tensor
 from gptcli.quant.affine import unpacked
 from gptcli.quant.packed import PackedWeight
 
-# ggml's "non-linear" 4 bits. Source: kvalues_iq4nl of ggml-common.h.
-IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-
 
 @dataclass(frozen=True)
 class CodebookWeight(PackedWeight):

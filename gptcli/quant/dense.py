@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gptcli.quant.weight import StoredWeight
 
-_CHUNK = 1 << 14  # weights checked at once: one that needs fp32 is nearly always among the first
+_CHUNK = 1 << 14  # weights checked at once; one that needs fp32 is nearly always in the first chunk
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class DenseWeight(StoredWeight):
 
 
 def narrowed(values: Tensor) -> Tensor:
-    """The same numbers in bf16 or fp16 if that is exact, bit for bit: many fp32 files are copies of such weights."""
+    """The same numbers in bf16 or fp16 if that is exact, bit for bit: many fp32 files hold such weights."""
     if values.dtype == torch.float32:
         for dtype in (torch.bfloat16, torch.float16):
             if all(_is_exact(chunk, dtype) for chunk in torch.split(values.flatten(), _CHUNK)):

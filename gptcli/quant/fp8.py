@@ -39,9 +39,9 @@ class Fp8Weight(PackedWeight):
 
 
 def fp8_weight(values: Tensor, scales: Tensor, block: tuple[int, int]) -> Fp8Weight:
-    """A matrix (rows, columns) with its scales as they are stored.
+    """A matrix (rows, columns) with its scales as stored.
 
-    scales: one number, one per row (rows,) or (rows, 1), or one per block, the last of which may be cut off.
+    scales: one number; one per row, (rows,) or (rows, 1); or one per block, of which the last may be smaller.
     """
     rows, columns = values.shape
     scales = scales.float()

@@ -1,4 +1,4 @@
-"""ggml's blocks as weights: packed where a form of ours has exactly their values, else as the file has them."""
+"""ggml's blocks as weights: in a packed form of ours with exactly their values, else as the file's blocks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GGML_TYPES = frozenset(BLOCKS) - {"F32", "F16", "BF16"}  # of blocks
 
 @dataclass(frozen=True)
 class GgmlWeight(PackedWeight):
-    """A matrix of (rows, columns), or a stack of them, as blocks of a type.
+    """A matrix of (rows, columns), or a stack of them, in blocks of a type.
 
     data: (rows, bytes) uint8.
     """
@@ -36,9 +36,9 @@ class GgmlWeight(PackedWeight):
 
 
 def ggml_weight(kind: str, data: Tensor) -> Tensor | PackedWeight:
-    """A weight of blocks of a type. data: (..., bytes of a row) uint8.
+    """A weight from blocks of a type. data: (..., bytes of a row) uint8.
 
-    Packed, it has the values of its blocks to the bit; only NaN and infinity are left to `GgmlWeight`.
+    Its values are those of the blocks, to the bit; blocks with NaN or infinity stay a `GgmlWeight`.
     """
     if data.dim() == 1:
         return torch.from_numpy(decoded(kind, data.numpy()))

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gptcli.gguf.blocks import BLOCKS
+from gptcli.gguf.blocks import BLOCKS, IQ4_NL
 from gptcli.quant.affine import AffineWeight, pack_nibbles
-from gptcli.quant.codebook import IQ4_NL, CodebookWeight
+from gptcli.quant.codebook import CodebookWeight
 from gptcli.quant.mxfp4 import Mxfp4Weight
 from gptcli.quant.packed import PackedWeight
 from gptcli.quant.super_block import SuperBlockWeight, pack_bits
@@ -18,8 +18,8 @@ from gptcli.quant.super_block import SuperBlockWeight, pack_bits
 def packed_from_ggml(type_name: str, data: Tensor) -> PackedWeight | None:
     """A weight (rows, columns), or a stack of them, from its blocks; None for types that have no packed form.
 
-    data: (..., bytes of a row) uint8. None also for weights with an infinite or NaN factor, whose products the packed
-    forms would not give.
+    data: (..., bytes of a row) uint8. Also None for weights with an infinite or NaN factor: packed forms would give
+    other products.
     """
     if type_name not in _READERS:
         return None
@@ -34,7 +34,7 @@ def _halves(data: Tensor, begin: int) -> Tensor:
 
 
 def _by_halves(data: Tensor) -> Tensor:
-    """(..., n) bytes, first all lower halves, then all upper ones: (..., 2 * n) of 4 bits."""
+    """(..., n) bytes to (..., 2 * n) of 4 bits: all lower halves, then all upper ones."""
     return torch.cat([data & 15, data >> 4], dim=-1)
 
 
@@ -52,7 +52,7 @@ def _q4_1(data: Tensor) -> PackedWeight:
 
 
 def _five_bits(data: Tensor) -> Tensor:
-    """Four bytes of upper bits, a bit a column, and 16 of lower halves: a stream of 5 bits."""
+    """A stream of 5 bits from four bytes of upper bits, one per column, and 16 of lower halves."""
     upper = data[..., :4, None] >> torch.arange(8, dtype=torch.uint8) & 1
     return pack_bits(_by_halves(data[..., 4:]) | upper.flatten(-2) << 4, 5).flatten(-2)
 
@@ -107,7 +107,7 @@ def _q5_k(data: Tensor) -> PackedWeight:
 
 
 def _q6_k(data: Tensor) -> PackedWeight:
-    # Each half of the block has 64 bytes of lower bits, as above for 64 columns at once, and 32 of upper ones.
+    # Each half of a block has 64 bytes of lower bits, for 64 columns and then 64 more, and 32 bytes of upper ones.
     outer = data.shape[:-1]
     lower = _by_halves(data[..., :128].reshape(*outer, 2, 64)).flatten(-2)
     shifts = torch.arange(0, 8, 2, dtype=torch.uint8)[:, None]

@@ -19,7 +19,7 @@ def gptq_weight(
     group_size: int,
     zero_offset: int,
 ) -> AffineWeight | Tensor:
-    """The weight (out, in), packed; in fp32 if columns were quantized out of order ("desc_act").
+    """The weight (out, in): packed, or in fp32 if columns were quantized out of order ("desc_act").
 
     qweight: (in * bits / 32, out) int32, each column a bit stream. qzeros: (groups, out * bits / 32) int32, each row a
     bit stream. scales: (groups, out). group_of: (in,), the group of each input. zero_offset: added to stored zeros.

@@ -18,7 +18,7 @@ class PackedWeight(StoredWeight):
     """A weight in fewer bits than its numbers take."""
 
     def layout(self) -> tuple[Any, ...]:
-        """What weights must have in common to be joined."""
+        """A description that is equal for weights that can be joined."""
         values = [getattr(self, field.name) for field in fields(self)]
         described = [(value.shape[-1], value.dtype) if isinstance(value, Tensor) else value for value in values]
         return (type(self), *described)
@@ -59,7 +59,7 @@ class PackedLinear(nn.Module):
 
 
 class PackedExperts(nn.Module):
-    """A linear layer for each expert; expands only the one in use, a chunk of rows at a time."""
+    """A linear layer for each expert; expands the one in use, a chunk of rows at a time."""
 
     def __init__(self, weight: StoredWeight, bias: nn.Parameter | None) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ def _product(x: Tensor, weight: StoredWeight) -> Tensor:
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """x @ weight.T. Expands the weight again for the gradient: kept until then, all layers' would fill the memory."""
+    """x @ weight.T. Expands the weight again for the gradient: expanded weights of all layers would fill the memory."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: StoredWeight) -> Tensor:

@@ -1,4 +1,4 @@
-"""ggml's K-quants: groups of 16 or 32 columns whose scales are themselves numbers of few bits times a factor.
+"""ggml's K-quants: groups of 16 or 32 columns, whose scales are quantized too, with a factor for 256 columns.
 
 Source: ggml-quants.c of llama.cpp.
 """

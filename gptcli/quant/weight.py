@@ -1,4 +1,4 @@
-"""Weights in the form they are stored in, dense or packed: what all formats share."""
+"""Weights in their stored form, dense or packed: what all formats share."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 18  # weights expanded at once: they stay in a core's cache
-_CUDA_CHUNK = 1 << 24  # a GPU works on these for longer than a launch takes
+_CHUNK = 1 << 18  # weights expanded at once: they fit in a core's cache
+_CUDA_CHUNK = 1 << 24  # enough to keep a GPU busy for longer than a launch takes
 
 
 @dataclass(frozen=True)
 class StoredWeight(ABC):
     """A matrix of (rows, columns), or a stack of them, one per expert.
 
-    A format is a frozen dataclass. Rows are the last axis but one of all its tensors, so weights can be sliced and
-    joined without knowing their contents.
+    A format is a frozen dataclass of tensors, with rows as their last axis but one; so this class can slice and join
+    weights of any format.
     """
 
     @property
@@ -51,7 +51,7 @@ class StoredWeight(ABC):
     def columns(self, ranges: Sequence[tuple[int, int]]) -> Self | None:
         """Ranges (start, stop) of columns, in the same form; None if one begins or ends within a group."""
         count = self.shape[-1]
-        # What is there once counts for all columns.
+        # A single entry, (rows, 1), holds for all columns.
         split = [tensor.shape[-1] for tensor in self.tensors().values() if tensor.shape[-1] > 1]
         if any(edge * width % count for each in ranges for edge in each for width in split):
             return None

@@ -19,7 +19,7 @@ from gptcli.model.mlp import Experts, Moe
 from gptcli.quant.packed import PackedEmbedding, PackedExperts, PackedLinear
 from gptcli.runtime.torch_engine import TorchEngine
 
-_READ_BYTES = 256 << 20  # more than caches hold
+_READ_BYTES = 256 << 20  # more than fits in caches
 _READS = 3
 _CUDA_READ_BYTES = 1 << 30
 _CUDA_READS = 20  # in a row: the launch and the wait are then a small share
@@ -27,7 +27,7 @@ _CUDA_READS = 20  # in a row: the launch and the wait are then a small share
 
 @dataclass(frozen=True)
 class Rate:
-    """Tokens a second over several runs."""
+    """Tokens per second over several runs."""
 
     median: float
     least: float
@@ -52,7 +52,7 @@ def measure(
     bandwidth: Bandwidth,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Point | None:
-    """Prefills, then decodes greedily, `repeats` times after a first run that does not count; None if cancelled.
+    """Prefills, then decodes greedily, `repeats` times after an uncounted first run; None if cancelled.
 
     The tokens are arbitrary: speed does not depend on them. bandwidth: measured between the runs.
     """
@@ -92,7 +92,7 @@ def _rate(rates: list[float]) -> Rate:
 
 
 def weight_bytes(decoder: nn.Module) -> int:
-    """Bytes of weights that one token is multiplied with; of a mixture, only its chosen experts'."""
+    """Bytes of weights that one token is multiplied with; in a mixture, those of the chosen experts only."""
     mixtures = [module for module in decoder.modules() if isinstance(module, Moe)]
     shares = {id(experts): moe.config.top_k / moe.config.experts for moe in mixtures for experts in (moe.up, moe.down)}
     tied = getattr(decoder, "head", None) is None
@@ -120,10 +120,10 @@ def _module_bytes(module: nn.Module) -> int:
 
 
 class Bandwidth:
-    """How many bytes a second a device's memory delivers: the most of all measurements and ways to read.
+    """Bytes per second that a device's memory delivers. best: the most of all measurements and ways to read so far.
 
-    On a CPU all threads read; on CUDA a sum or a copy moves the bytes. best: the most so far. library: the kernels,
-    whose own reading is measured too.
+    On a CPU all threads read; on CUDA a sum or a copy moves the bytes. library: the kernels, whose reading is measured,
+    too.
     """
 
     def __init__(self, device: torch.device, library: Library | None) -> None:

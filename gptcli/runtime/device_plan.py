@@ -1,4 +1,4 @@
-"""Chooses device, precision and packing for a model, from what was asked and what this machine has."""
+"""Chooses device, precision and packing for a model, from the user's options and this machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gptcli.runtime.ranks import Ranks
 from gptcli.runtime.resource_limits import cpu_limit, free_memory
 from gptcli.settings import RuntimeConfig
 
-_PACKED_BYTES = {"int8": 1.125, "int4": 0.625}  # a weight: its bits and its share of a scale and bias in fp16
+_PACKED_BYTES = {"int8": 1.125, "int4": 0.625}  # per weight, with its share of a scale and bias in fp16
 _LARGE = 4 << 30  # bytes of packed weights for which a prompt in fp32 takes minutes on a few cores
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -31,9 +31,9 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class DevicePlan:
     """How a model's weights are loaded, and what runs its steps.
 
-    library: the compiled kernels, or None for torch alone. cache_kind: how these store keys and values. rounding: why
-    the weights' arithmetic rounds more than was asked for, if it does. record: records a token's step; None runs
-    plain steps. new_cache: makes a text's cache where torch runs the steps.
+    library: the compiled kernels; None: torch alone. cache_kind: the kernels' format of keys and values. rounding: a
+    note on why the arithmetic rounds more than was asked for, if it does. record: records a token's step; None: plain
+    steps. new_cache: makes a text's cache where torch runs the steps.
     """
 
     weights: WeightPlan
@@ -50,17 +50,17 @@ class DevicePlan:
 
     @property
     def dtype_name(self) -> str:
-        """The dtype as the command line spells it."""
+        """The dtype as on the command line."""
         return next(name for name, dtype in _DTYPES.items() if dtype == (self.weights.half or self.weights.dtype))
 
 
 def plan_for(folder: ModelFolder, runtime: RuntimeConfig, ranks: Ranks | None = None) -> DevicePlan:
-    """The plan for one model, or of what each of several ranks holds of it. Raises NoSuchDevice or OutOfMemory.
+    """The plan for a model, or for a rank's share of it. Raises NoSuchDevice or OutOfMemory.
 
-    `auto` runs on CUDA in the checkpoint's precision, or on the CPU in fp32 if that fits. On the CPU the compiled
-    kernels take weights as stored. Without kernels, packed weights are expanded where that fits easily, as torch
-    multiplies dense ones faster; experts stay packed. A requested dtype is the least precision of activations: the
-    kernels round dense matrices to a requested half. See `_arithmetic` for what they compute in.
+    `auto` runs on CUDA in the checkpoint's precision, or on the CPU in fp32 if that fits. On the CPU, the compiled
+    kernels take weights as stored. Without kernels, packed weights are expanded where they fit easily, because torch
+    multiplies dense ones faster; experts stay packed. A requested dtype is the least precision of activations; the
+    kernels round dense matrices to a requested half. For what they compute in, see `_arithmetic`.
     """
     device = device_of(runtime.device, ranks)
     torch.set_num_threads(runtime.threads or min(torch.get_num_threads(), cpu_limit()))
@@ -90,7 +90,7 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig, ranks: Ranks | None = 
             needed = _bytes_in_fp32(folder, runtime, as_stored)
         case "auto":
             kept_bytes = _bytes_for_kernels(folder, runtime) if as_stored and not half else folder.kept_bytes(itemsize)
-            # Most experts of a mixture are idle: expanding them would waste memory.
+            # Most experts of a mixture are idle; expanding them wastes memory.
             mixture = any(isinstance(block.mlp, MoeConfig) for block in folder.architecture.config.blocks)
             expand = kept_bytes == dense_bytes or (dense_bytes < free / 4 and not mixture)
             packing = "expand" if expand else "keep"
@@ -131,13 +131,12 @@ def _bytes_for_kernels(folder: ModelFolder, runtime: RuntimeConfig) -> int:
 
 
 def _is_exact(runtime: RuntimeConfig) -> bool:
-    """Whether nothing may be rounded: in fp16, what ggml's blocks expand to moves logits by up to a thousandth."""
+    """Whether nothing may be rounded: expanding ggml's blocks to fp16 moves logits by up to a thousandth."""
     return runtime.dtype == "fp32"
 
 
 def _kernels(runtime: RuntimeConfig) -> Library | None:
-    """The kernels, with torch's number of threads. Portable ones only for weights packed on load: torch is faster on
-    dense ones."""
+    """The kernels, with torch's number of threads; portable ones only for weights packed on load: else torch wins."""
     library = kernels()
     if library is None or (library.level == "portable" and runtime.quantize not in ("int8", "int4")):
         return None
@@ -148,11 +147,10 @@ def _kernels(runtime: RuntimeConfig) -> Library | None:
 def _arithmetic(
     folder: ModelFolder, runtime: RuntimeConfig, library: Library, as_stored: bool
 ) -> tuple[Arithmetic, str | None]:
-    """What more than a few tokens are multiplied in, and why it rounds more than was asked for.
+    """The arithmetic for more than a few tokens, and a note if it rounds more than was asked for.
 
-    `auto` computes what the checkpoint holds: in bf16 where the processor has such products, else in fp32. Activations
-    in 8 bits come with a requested `int8` or `int4`, and with models that would be of little use without. AMX
-    multiplies bf16 faster than other instructions 8 bits.
+    `auto` takes bf16 where the processor has such products, else fp32. Activations get 8 bits for a requested `int8` or
+    `int4`, and for models that would be too slow without; not on AMX, whose bf16 is faster than others' 8 bits.
     """
     if runtime.dtype in ("fp32", "fp16"):
         return "fp32", None
@@ -184,7 +182,7 @@ def _is_packed(folder: ModelFolder) -> bool:
 
 
 def device_of(name: str, ranks: Ranks | None = None) -> torch.device:
-    """A device as the command line spells it. Raises NoSuchDevice."""
+    """A device by its name on the command line. Raises NoSuchDevice."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and ranks is not None:

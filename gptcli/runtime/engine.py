@@ -1,6 +1,6 @@
-"""What runs a decoder, as everything above this folder sees it. No torch.
+"""The protocol of whatever runs a decoder, for everything above this folder. No torch.
 
-Torch, the compiled program, a CUDA graph and a fast start are implementations that `loader` chooses from.
+Torch, the compiled program, a CUDA graph and a fast start are its implementations; `loader` chooses one.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from gptcli.errors import NonFiniteLogits, OutOfMemory
 from gptcli.kernels.bindings import Functions
 
 Logits: TypeAlias = Any
-"""(vocab,) in fp32: a tensor, or numbers in main memory that say their address with `data_ptr()`."""
+"""(vocab,) in fp32: a tensor, or numbers in main memory at the address `data_ptr()`."""
 
-MOST_ROWS = 32  # texts in one step: 64 gain little more and take twice as long for the first one
+MOST_ROWS = 32  # texts in one step: 64 gain little, and the first one takes twice as long
 
 Progress = Callable[[int, int], None]
 Cancelled = Callable[[], bool]
@@ -37,7 +37,7 @@ class StepCancelled(Exception):
 
 
 class ReplyKeywords(TypedDict, total=False):
-    """How a generation is followed. on_prefill: as `Engine.prefill` reports. cancelled: once true, the text ends."""
+    """Callbacks of a generation. on_prefill: the progress of `Engine.prefill`. cancelled: once true, the text ends."""
 
     on_prefill: Progress
     cancelled: Cancelled
@@ -53,8 +53,8 @@ class RunKeywords(ReplyKeywords, total=False):
 class Workload:
     """What will be asked of an engine. A smaller workload may start sooner.
 
-    texts: how many share steps. probabilities: whether logits are needed as tensors, to explain tokens.
-    tokens: length of the longest text with what is generated; None for as many as the context holds.
+    texts: how many share steps. probabilities: whether logits are needed as tensors, to explain tokens. tokens: length
+    of the longest text with what is generated; None: the whole context.
     """
 
     texts: int = 1
@@ -63,7 +63,7 @@ class Workload:
 
 
 class TokenScore(NamedTuple):
-    """A token's log-probability, and the likeliest ids at its position with theirs, the likeliest first."""
+    """A token's log-probability, and the likeliest ids at its position, each with its own, in descending order."""
 
     logprob: float
     likeliest: Sequence[tuple[int, float]]
@@ -95,7 +95,7 @@ class Extension(NamedTuple):
     wanted: int = 1
 
     def split(self) -> tuple[Extension, Extension]:
-        """The tokens before those whose logits are wanted, and these."""
+        """The tokens without wanted logits, and those with."""
         before, after = self.tokens[: -self.wanted], self.tokens[-self.wanted :]
         return self._replace(tokens=before, wanted=1), self._replace(tokens=after)
 
@@ -119,11 +119,11 @@ class Engine(Protocol):
 
     @property
     def device_name(self) -> str:
-        """The device as the command line spells it."""
+        """The device as on the command line."""
 
     @property
     def dtype_name(self) -> str:
-        """The dtype as the command line spells it."""
+        """The dtype as on the command line."""
 
     @property
     def failures(self) -> Sequence[str]:
@@ -153,24 +153,24 @@ class Engine(Protocol):
 
     @property
     def records_rows(self) -> bool:
-        """Whether samples of one prompt run fastest as rows of one cache, for which a step is recorded."""
+        """Whether samples of one prompt run fastest as rows of one cache, because their step is recorded."""
 
     def extend(self, texts: Sequence[Extension]) -> list[Extended]:
-        """Appends tokens to several texts, each with a cache of its own, in one step; what came of each.
+        """Appends tokens to several texts, each with its own cache, in one step; returns the result of each.
 
-        A text that ran out of memory may be cached in part, a non-finite one must be forgotten; the others go on.
+        A text that ran out of memory may be cached in part, a non-finite one must be dropped; the others go on.
         """
 
     def copy_of(self, cache: Any, length: int) -> Any:
-        """Another cache with the first `length` tokens, or with fewer. Raises OutOfMemory."""
+        """Another cache with the first `length` tokens or fewer. Raises OutOfMemory."""
 
     def score_tokens(
         self, tokens: Sequence[int], cache: Any, targets: Sequence[int], vocabulary: int, top: int
     ) -> Iterator[list[TokenScore]]:
         """Appends tokens; scores `targets`, each of which follows one of the last tokens, chunk by chunk.
 
-        vocabulary: how many ids count; later logits are padding. top: likeliest ids that are scored too. Raises as
-        `prefill` does.
+        vocabulary: how many ids count; later logits are padding. top: how many of the likeliest ids are scored, too.
+        Raises as `prefill` does.
         """
 
     def score_texts(
@@ -179,10 +179,10 @@ class Engine(Protocol):
         """The same for several texts in one step: a target for each of the last tokens that a text wants."""
 
     def most_ahead(self, cache: Any) -> int:
-        """How many tokens may follow the next one in a step so that they can still be taken back."""
+        """How many tokens after the next one a step may append so that they can still be taken back."""
 
     def most_rows(self, tokens: int) -> int:
-        """How many texts of so many tokens may share steps."""
+        """How many texts of `tokens` each may share steps."""
 
 
 class PromptCache:
@@ -193,7 +193,7 @@ class PromptCache:
         self._cache: Cache | None = None
 
     def for_engine(self, engine: Engine) -> Any:
-        """The cache that an engine made."""
+        """The cache of an engine; a new one if the engine changed."""
         if self._cache is None or self._engine is None or self._engine() is not engine:
             self._engine, self._cache = ref(engine), engine.new_cache()
         return self._cache

@@ -1,4 +1,4 @@
-"""Loads a model's engine in the quickest way that serves what is asked of it. No torch until one needs it."""
+"""Loads a model's engine in the quickest way that serves the workload. Imports torch only if needed."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
 
 
 class Loader:
-    """One model's engine: a snapshot's without torch where that serves the workload, else the full one.
+    """One model's engine: a snapshot's, without torch, if that serves the workload; else the full one.
 
-    Threads that ask for one take turns.
+    Any thread may call it; they take turns.
     """
 
     def __init__(self, folder: ModelFolder, runtime: RuntimeConfig, ctx_size: int, announced: Workload | None) -> None:
-        """announced: what is known of the workload; a snapshot that may serve it is read from now on."""
+        """announced: the expected workload; a snapshot that may serve it is read from now on."""
         self._folder, self._runtime, self._ctx_size = folder, runtime, ctx_size
         self._torch_engine: TorchEngine | None = None
         self._snapshot_engine: SnapshotEngine | None = None
         self._slot: Slot | None = None  # for a snapshot of the weights that were read
         self._opened: OpenedSnapshot | None = None
         self._lock = threading.RLock()
-        self.failures: list[str] = []  # notes on why it is slower than it could be
+        self.failures: list[str] = []  # notes on why loading is slower than it could be
         self._ranks = ranks_here()
         if self._ranks is not None or announced is None or announced.probabilities:
             return
@@ -59,7 +59,7 @@ class Loader:
         return self._torch_engine or self._snapshot_engine
 
     def load(self, workload: Workload | None, on_progress: Progress = no_progress) -> Engine:
-        """An engine that serves a workload, any workload for None. on_progress: bytes read, and in all.
+        """An engine that serves a workload; None: any workload. on_progress: bytes read, and in all.
 
         Raises OutOfMemory or NoSuchDevice.
         """
@@ -87,7 +87,7 @@ class Loader:
 
     @contextlib.contextmanager
     def _dropping(self, slot: Slot) -> Iterator[None]:
-        """Drops the snapshot in a slot if it turns out to be damaged, and goes on without one."""
+        """Drops the slot's snapshot if the block finds it damaged, and goes on without one."""
         try:
             yield
         except DamagedSnapshot:
@@ -99,8 +99,8 @@ class Loader:
 
     def _read_weights(self, on_progress: Progress) -> TorchEngine:
         started = time.perf_counter()
-        # How long OpenMP's threads spin for each other before they sleep; read when torch is first imported. By default
-        # they starve each other where another process keeps a core busy (docs/benchmarks.md).
+        # How long OpenMP's threads spin before they sleep; read when torch is first imported. By default they starve
+        # each other if another process keeps a core busy (docs/benchmarks.md).
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
         check_room_for_torch()
         # Before reading: if the files change meanwhile, no snapshot is kept.

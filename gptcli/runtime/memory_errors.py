@@ -15,7 +15,7 @@ _REASONS = ("can't allocate memory", "bad_alloc")  # torch's words, and C++'s
 
 @contextmanager
 def memory_errors(device: torch.device, doing: str, hint: str = _HINT) -> Iterator[None]:
-    """Turns what the block raises for lack of memory into OutOfMemory."""
+    """Turns the block's errors for lack of memory into OutOfMemory."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError):

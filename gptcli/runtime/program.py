@@ -23,7 +23,7 @@ MANY_LOGITS = 64  # rows for which mapping small pages takes longer than computi
 
 @dataclass(frozen=True)
 class Buffer:
-    """A buffer by its name, the width of a token's row in it, and where in the row an operation begins; in fp32."""
+    """An fp32 buffer's name, the width of a token's row in it, and the offset in the row where an operation begins."""
 
     name: str
     width: int
@@ -65,7 +65,7 @@ class Scored:
 
 
 def chunks(tokens: Sequence[int], border: int = 0, most: int | None = None) -> list[Sequence[int]]:
-    """Tokens in pieces of at most `most`, by default CHUNK, of which one ends at `border`."""
+    """Tokens in pieces of at most `most`, by default CHUNK; one piece ends at `border`."""
     if border > 0:
         return chunks(tokens[:border], most=most) + chunks(tokens[border:], most=most)
     most = most or CHUNK
@@ -75,9 +75,9 @@ def chunks(tokens: Sequence[int], border: int = 0, most: int | None = None) -> l
 class Program:
     """Operations, the buffers between them, and the weights that they read.
 
-    uses, matrices and vectors begin with an operation's index and say what it has in a field: `uses` in "input", "out",
-    "choices", "keys", "queries" or "steps", `vectors` in "weight" or "bias". An operation's matrices are in order, by
-    expert or by head if there are several. cache_kind: how texts' keys and values are stored.
+    uses, matrices and vectors begin with an operation's index. Uses are buffers in its field "input", "out", "choices",
+    "keys", "queries" or "steps"; vectors are in "weight" or "bias". An operation's matrices are in order, by expert or
+    by head if there are several. cache_kind: the format of texts' keys and values.
     """
 
     def __init__(
@@ -106,11 +106,11 @@ class Program:
         self._room = 0  # tokens that fit in the buffers
 
     def _lay_out(self, kind: CacheKind) -> list[Layout]:
-        """Tells each block where its keys and values are in a cache; the layouts, by the number of their window."""
+        """Sets each block's offset of keys and values in a cache; returns the layouts, by number of their window."""
         layouts: dict[int, Layout] = {}
         latent = {index for index, name, _ in self.uses if name == "keys"}  # whose values are the keys
         for index, op in enumerate(self.ops):
-            if op.code != self._library.code("ATTEND"):
+            if op.code not in (self._library.code("ATTEND"), self._library.code("EXPAND")):
                 continue
             op.cache_kind = CACHE_KINDS.index(kind)
             if op.borrows:
@@ -123,22 +123,22 @@ class Program:
 
     @property
     def bytes_a_token(self) -> int:
-        """Bytes of weights that one token is multiplied with; of a mixture, only its chosen experts'."""
+        """Bytes of weights that one token is multiplied with; in a mixture, those of the chosen experts only."""
         sizes: dict[int, float] = {}  # by address: some are multiplied with twice
         for index, matrix in self.matrices:
             op = self.ops[index]
-            if op.code != self._library.code("EMBED"):
+            if op.code not in (self._library.code("EMBED"), self._library.code("EXPAND")):
                 share = op.rows / op.size if op.code == self._library.code("EXPERTS") else 1
                 sizes[matrix.address] = matrix.size * share
         return int(sum(sizes.values()))
 
     @property
     def most_state_bytes(self) -> int:
-        """What a text's states take at most: those before and after a step, and earlier ones."""
+        """The most bytes that a text's states take: before and after a step, and marked ones."""
         return (2 + MOST_MARKS) * self.state_bytes
 
     def _lay_out_states(self) -> int:
-        """Tells each operation where its state is among those of a text; their size in bytes."""
+        """Sets each operation's offset of its state in a text's states; returns their size in bytes."""
         size = 0
         for op in self.ops:
             op.state_at = size
@@ -158,9 +158,9 @@ class Program:
     ) -> None:
         """Appends tokens to each of several texts, and counts them as cached.
 
-        rotations: for each text, its next tokens' of every kind of rope. logits: the address of those that the texts
-        want, (sum of wanted, vocab) in fp32. scored: is filled instead of those. Raises MemoryError, and StepCancelled
-        once cancelled.
+        rotations: for each text and rope, those of its next tokens. logits: the address for the wanted ones,
+        (sum of wanted, vocab) in fp32. scored: filled instead of logits. Raises MemoryError, and StepCancelled once
+        cancelled.
         """
         starts = list(accumulate((len(text.tokens) for text in texts), initial=0))
         wanted = [index for end, text in zip(starts[1:], texts, strict=True) for index in range(end - text.wanted, end)]

@@ -1,4 +1,4 @@
-"""Keys and values of a text, in the layout that a program's operations read. No torch."""
+"""Keys and values of a text, in the layout of a program's operations. No torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gptcli.model.marks import Marks
 
 
 def planes(kind: CacheKind, head_dim: int) -> list[int]:
-    """Bytes of each array that a head's keys or values consist of, for one position; see kernels.h's `head_bytes`."""
+    """Bytes per position of each array of a head's keys or values; see kernels.h's `head_bytes`."""
     return {"fp32": [4 * head_dim], "fp16": [2 * head_dim], "int8": [head_dim, 4]}[kind]
 
 
@@ -28,7 +28,7 @@ class Layout:
 
     @property
     def position_bytes(self) -> int:
-        """What a token takes in all these blocks."""
+        """Bytes of a token in all these blocks."""
         return sum(self.planes)
 
 
@@ -53,14 +53,14 @@ class ProgramCache:
         return len(self.tokens)
 
     def rows(self, tokens: int) -> list[Row]:
-        """Makes room for this many more tokens; returns where they go, for each window. Exceeding `limit` is a bug."""
+        """Makes room for this many more tokens; a `Row` for each window. More than `limit` in all is a bug."""
         assert self.length + tokens <= self.limit, f"{self.length + tokens} tokens in a cache limited to {self.limit}"
         for part in self._parts:
             part.reserve(self.length, tokens, self.limit)
         return [Row(part.memory.address, part.room, self.length - part.first) for part in self._parts]
 
     def state(self) -> State:
-        """The layers' states: before the next step, and where that step writes them."""
+        """The layers' states before the next step, and the memory for those after it."""
         return State(self._state.address, self._next.address)
 
     def advance(self, tokens: Sequence[int]) -> None:
@@ -103,7 +103,7 @@ class ProgramCache:
         self.truncate(common_length(self.tokens, prompt))
 
     def copy(self, length: int | None = None) -> Self:
-        """Another cache with the first `length` tokens, by default all; with none where `truncate` would keep none."""
+        """Another cache with the first `length` tokens, by default all; empty where `truncate` would keep none."""
         other = type(self)([part.layout for part in self._parts], self.limit, self._state.size)
         length = self.length if length is None else self._kept(length)
         if length:
@@ -115,7 +115,7 @@ class ProgramCache:
 
 
 class _Part:
-    """The blocks of one window. first: the position of the oldest token that they hold."""
+    """The blocks of one window. first: the position of their oldest token."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout, self.window = layout, layout.window
@@ -123,7 +123,7 @@ class _Part:
         self.room = self.first = 0
 
     def reserve(self, length: int, tokens: int, limit: int) -> None:
-        """Makes room for more tokens after the `length` first ones."""
+        """Makes room for more tokens after the first `length`."""
         cached = length - self.first
         if cached + tokens <= self.room:
             return
@@ -134,14 +134,14 @@ class _Part:
         self._move(cached - kept, kept, min(limit, room))
 
     def copy(self, length: int) -> _Part:
-        """The same tokens elsewhere, with the same room."""
+        """A copy of the tokens, with the same room."""
         other = _Part(self.layout)
         other.memory, other.room, other.first = self.memory, self.room, self.first
         other._move(0, length - self.first, self.room)
         return other
 
     def _move(self, dropped: int, kept: int, room: int) -> None:
-        """Goes to new memory with as many tokens after the `dropped` oldest ones."""
+        """Moves `kept` tokens, after the `dropped` oldest ones, to new memory."""
         memory = Memory(self.layout.position_bytes * room)
         at = 0  # bytes of a position in the planes before
         for size in self.layout.planes if kept else ():

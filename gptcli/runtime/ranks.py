@@ -1,4 +1,4 @@
-"""Which of several processes this one is, where `torchrun` started more than one. No torch."""
+"""Which of torchrun's processes this one is. No torch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Ranks:
     local_ranks: int
 
     def memories(self, device_type: str) -> int:
-        """How many memories they have together: one a GPU, or one a machine on CPUs."""
+        """The number of memories of all processes: one per GPU, or one per machine on CPUs."""
         return self.ranks if device_type == "cuda" else self.ranks // self.local_ranks
 
 
 def ranks_here() -> Ranks | None:
-    """This process among the others; None if it is alone. Source: the variables that torchrun sets."""
+    """This process among the others; None if it is alone. Source: torchrun's environment variables."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE") == "1":
         return None

@@ -14,14 +14,14 @@ from gptcli.errors import OutOfMemory
 
 _MMAP_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -4, -3, -1  # of glibc's mallopt
 _CGROUP = Path("/sys/fs/cgroup")
-_CPU_MAX = _CGROUP / "cpu.max"  # microseconds of CPU time, and the period they are for
+_CPU_MAX = _CGROUP / "cpu.max"  # microseconds of CPU time, and their period
 
 # Address space for importing torch, measured on 2.13 for CPUs. With less, its libraries abort the process.
 _TORCH_BYTES = 640 << 20
 
 
 def cpu_limit() -> int:
-    """CPUs that the control group lets the process keep busy; torch counts all that it may run on."""
+    """CPUs' worth of time that the control group allows; torch counts all CPUs that it may run on."""
     try:
         quota, period = _CPU_MAX.read_text().split()
         return max(1, math.ceil(int(quota) / int(period)))
@@ -66,9 +66,9 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Makes glibc give every block of 1 MiB and more back once it is freed; does nothing elsewhere.
+    """Makes glibc return every freed block of 1 MiB or more to the system; does nothing elsewhere.
 
-    By default it keeps blocks of up to 32 MiB once there have been such.
+    By default it comes to keep freed blocks of up to 32 MiB.
     """
     _mallopt({_MMAP_THRESHOLD: 2**20})
 

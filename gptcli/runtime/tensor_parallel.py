@@ -1,7 +1,7 @@
 """One decoder split among the processes that `torchrun` starts.
 
 Rank 0 leads. It runs a command as if alone, and tells the others what its decoder runs and what happens to its caches.
-The others follow. `Share` says who holds what.
+The others follow. `Share` defines each rank's weights.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from gptcli.runtime.ranks import Ranks
 from gptcli.settings import RuntimeConfig
 
 _FOREVER = timedelta(days=365)  # a chat may wait for its user
-_CHOSEN = ("dtype", "packing", "half", "arithmetic")  # of WeightPlan, by the first rank for all
+_CHOSEN = ("dtype", "packing", "half", "arithmetic")  # fields of WeightPlan that the first rank chooses for all
 
 
 class _Channel:
-    """What rank 0 tells the others; all that was noted goes with what is next told.
+    """Sends messages from rank 0 to the others; notes go along with the next message.
 
     within: whether a decoder runs. Other ranks then wait for its sums, and listen to nothing else.
     """
@@ -61,9 +61,9 @@ _names = itertools.count()  # of decoders and caches
 def lead(
     folder: ModelFolder, runtime: RuntimeConfig, ctx_size: int, plan: DevicePlan, on_progress: Progress, ranks: Ranks
 ) -> tuple[Decoder, DevicePlan]:
-    """Loads a decoder with the other ranks: what this one holds, which runs all of it, and the plan for that.
+    """Loads a decoder with the other ranks: this one's share, which runs with theirs, and the plan for it.
 
-    Raises UsageError if it cannot be split among so many.
+    Raises UsageError if the decoder cannot be split among so many.
     """
     share = Share(folder.architecture.config, ranks.rank, ranks.ranks)
     _ = share.config  # raises before the others are told
@@ -80,7 +80,7 @@ def lead(
 
 
 def follow(ranks: Ranks) -> None:
-    """Does what rank 0 does, until it ends."""
+    """Follows rank 0 until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0
     _start()
     follower = _Follower(ranks)
@@ -111,7 +111,7 @@ def _start() -> None:
 
 
 class _Follower:
-    """What a rank but the first holds. Its methods are called as rank 0's messages are."""
+    """Decoders and caches of a rank that follows. Rank 0's messages name its methods."""
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
@@ -166,7 +166,7 @@ class _Follower:
 
 
 class _LedCache(KVCache):
-    """A cache that the other ranks have, too."""
+    """Rank 0's cache; the other ranks have one like it."""
 
     def __init__(self, decoder_name: int, *arguments: Any, **options: Any) -> None:
         self.name = next(_names)
@@ -199,7 +199,7 @@ def _ran(decoder: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> None:
 
 
 def _join(decoder: Decoder, share: Share, name: int) -> None:
-    """Makes sums and logits of a share's decoder those of the whole one."""
+    """Makes a share's decoder sum over all ranks and return whole logits."""
     for block in decoder.blocks:
         for part in (block.get_submodule("attention"), block.get_submodule("mlp")):
             part.register_forward_hook(_sum)

@@ -57,7 +57,7 @@ class TorchEngine:
 
     @property
     def kernels(self) -> str:
-        """What multiplies: the kernels' instruction set, torch, or both; on CUDA also what passed its checks."""
+        """What multiplies: the kernels' instruction set, torch, or both; on CUDA also the checked fast paths."""
         library, plan = self.plan.library, self.plan
         if library is not None:
             return library.level if self._program else f"{library.level} and torch"
@@ -67,14 +67,14 @@ class TorchEngine:
 
     @property
     def arithmetic(self) -> str:
-        """What more than a few tokens are multiplied in, where that rounds most."""
+        """The arithmetic for more than a few tokens, in the layer that rounds most."""
         compiled = [m for m in self.decoder.modules() if isinstance(m, CompiledLinear | CompiledExperts)]
         names = get_args(Arithmetic)
         return max((module.arithmetic for module in compiled), key=names.index, default=self.dtype_name)
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """See `Engine.failures`: what did not pass its check is done in another way."""
+        """See `Engine.failures`; fast paths that failed their check are not used."""
         checked = (self._recorded, self.plan.weights.tinygemm)
         failures = [each.failure for each in checked if each is not None and each.failure is not None]
         if self.plan.device.type == "cpu" and not_built():
@@ -157,7 +157,7 @@ class TorchEngine:
     def prefill_rows(
         self, texts: Sequence[Sequence[int]], cache: KVCache, cancelled: Cancelled = never_cancelled
     ) -> Tensor | None:
-        """Runs texts of one length one by one and makes them the rows of a cache.
+        """Runs texts of equal length one by one and makes them the rows of a cache.
 
         Returns the logits after each, (rows, vocab) in fp32, or None once cancelled. Raises as `prefill` does.
         """
@@ -178,14 +178,14 @@ class TorchEngine:
             cache.fill(caches)
 
     def rows(self, cache: KVCache, count: int) -> TensorRows:
-        """So many texts that begin with a copy of a cache, without a program. Raises OutOfMemory."""
+        """`count` texts that begin with a copy of a cache; run in torch. Raises OutOfMemory."""
         rows = self._new_kv_cache()
         self.fill(rows, [cache] * count)
         return TensorRows(self, rows)
 
     @property
     def kv(self) -> str:
-        """How keys and values are kept, as the command line spells it."""
+        """The format of keys and values, as on the command line."""
         return self.dtype_name if self._program is None else self.plan.cache_kind
 
     @property
@@ -201,7 +201,7 @@ class TorchEngine:
         return self.decoder.config.cache_bytes(tokens, itemsize)
 
     def most_rows(self, tokens: int) -> int:
-        """As many as gain by sharing steps, and as fit into the memory; see `Engine.most_rows`."""
+        """As many as gain by sharing steps and fit into the memory; see `Engine.most_rows`."""
         row_bytes = self.cache_bytes(min(tokens, self.ctx_size))
         if self._program is not None:
             row_bytes += self._program.program.most_state_bytes
@@ -315,7 +315,7 @@ class TorchEngine:
         return _CUDA_CHUNK if self.plan.device.type == "cuda" and not keeps_scores else None
 
     def _rotated_alike(self, tokens: Sequence[int], cache: TextCache) -> Sequence[int]:
-        """The tokens to run so that all keys are rotated alike: the whole text if it crosses a RoPE border."""
+        """The tokens to run so that all keys are rotated alike: the whole text if these cross a RoPE border."""
         if not self._crosses_border(len(tokens), cache):
             return tokens
         tokens = [*cache.tokens, *tokens]
@@ -326,7 +326,7 @@ class TorchEngine:
         return [text._replace(tokens=self._rotated_alike(text.tokens, text.cache)) for text in texts]
 
     def _crosses_border(self, tokens: int, cache: TextCache) -> bool:
-        """Whether this many more tokens make the text cross a border, past which its cached keys are wrong."""
+        """Whether this many more tokens cross a RoPE border, past which the cached keys are wrong."""
         before, cache.span = cache.span, cache.length + tokens
         crossed = any((before > border) != (cache.span > border) for border in self.decoder.config.rope_borders)
         return crossed and cache.length > 0
@@ -425,10 +425,10 @@ class TorchEngine:
                 logits = self.decoder.logits(hidden[:, -wanted:].flatten(0, 1))
                 finite = self._all_finite(logits)
             cache.advance(*rows)
-            finite = bool(finite)  # a recorded one is written over by the next step
+            finite = bool(finite)  # the next recorded step overwrites it
         if not finite:
             if self._recorded is not None:
-                cache.discard()  # a recorded step multiplies scratch with zero, and NaN stays NaN
+                cache.discard()  # recorded steps multiply scratch by zero, and NaN stays NaN
             raise NonFiniteLogits(length, self.plan.dtype_name)
         return logits
 
@@ -440,7 +440,7 @@ def _log_sums(logits: Tensor) -> Tensor:
 
 
 class TensorRows:
-    """Texts of one length that share steps, as rows of one cache."""
+    """Texts of equal length that share steps, as rows of one cache."""
 
     def __init__(self, engine: TorchEngine, cache: KVCache) -> None:
         self._engine, self._cache = engine, cache

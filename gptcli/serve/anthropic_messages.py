@@ -76,7 +76,7 @@ async def count_message_tokens(service: Service, call: Call) -> dict[str, Any]:
 
 
 async def _events(service: Service, prepared: Prepared, message: dict[str, Any], call: Call) -> Events:
-    """Fills a message with what is said, and yields the events of a stream that tells of it."""
+    """Fills a message with the answer, and yields the events of its stream."""
     begun, blocks = False, message["content"]
     async with aclosing(service.spoken(prepared, call)) as pieces:
         async for piece in pieces:
@@ -126,7 +126,7 @@ def _ending(finished: Finished, asked: Asked) -> dict[str, Any]:
 
 
 def asked_of_messages(body: Mapping[str, Any]) -> Asked:
-    """What a body asks for. A last message of the assistant is what the answer goes on from. Raises BadParameter."""
+    """Reads a body. A last message of the assistant begins the answer. Raises BadParameter."""
     given = known_only(body, _KNOWN)
     most, turns = given.get("max_tokens"), given.get("messages")
     if type(most) is not int or most < 1:
@@ -159,7 +159,7 @@ def asked_of_messages(body: Mapping[str, Any]) -> Asked:
 
 
 def _tools(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Tools and the choice among them, as OpenAI's API has them."""
+    """Tools and the choice among them, in OpenAI's format."""
     converted: dict[str, Any] = {}
     if "tools" in given:
         if not isinstance(given["tools"], list):
@@ -188,7 +188,7 @@ def _tool(where: str, tool: object) -> dict[str, Any]:
 
 
 def _output(asked: object) -> tuple[dict[str, Any], str | None]:
-    """The constraint and the effort that an `output_config` asks for."""
+    """The constraint and the effort of an `output_config`."""
     match asked:
         case {"format": {"type": "json_schema", "schema": dict(schema), **other}, **rest} if not other:
             form = {"json_schema": schema}
@@ -214,7 +214,7 @@ def _thinking(asked: object) -> bool | None:
 
 
 def _turn(where: str, turn: object) -> Iterator[dict[str, Any]]:
-    """A message as OpenAI's API has it; answers of tools are messages of their own."""
+    """A message in OpenAI's format; tools' answers become messages of their own."""
     match turn:
         case {"role": "user" | "assistant" as role, "content": content, **rest} if not rest:
             blocks = content if isinstance(content, list) else []
@@ -236,7 +236,7 @@ def _turn(where: str, turn: object) -> Iterator[dict[str, Any]]:
 
 
 def _text(where: str, content: object) -> str:
-    """A text, or blocks of text. Thoughts of earlier answers are dropped, as templates do; caching changes nothing."""
+    """A text, or blocks of text. Thoughts of earlier answers are dropped, as in templates."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):

@@ -27,7 +27,7 @@ from gptcli.serve.transport import Bodies, Call, Endpoint, ErrorAnswer, Handler
 
 @dataclass(frozen=True)
 class Outlets:
-    """Where the server says what happens: a line for each request, and bugs."""
+    """Outputs of the server. log: a line for each request. on_bug: called with an unexpected exception."""
 
     log: Callable[[str], object]
     on_bug: Callable[[Exception], object]
@@ -66,7 +66,7 @@ def make_app(service: Service, access: Access, outlets: Outlets, most_bytes: int
 
 
 def _errors(path: str) -> ErrorAnswer:
-    """How the API that a path belongs to spells errors."""
+    """The format of errors in the API of a path."""
     return anthropic_error if path.startswith("/v1/messages") else _openai_error
 
 
@@ -76,7 +76,7 @@ def _openai_error(error: GptcliError) -> tuple[int, dict[str, Any]]:
 
 
 async def _with_path_model(service: Service, call: Call) -> Any:
-    """The path of OpenAI's first clients, which names the model."""
+    """Answers OpenAI's oldest path, which names the model."""
     call.body = {"model": call.path["model"], **call.body}
     return await complete(service, TEXT, call)
 
@@ -94,7 +94,7 @@ async def _model(service: Service, call: Call) -> dict[str, Any]:
 
 
 def _record(service: Service, name: str) -> dict[str, Any]:
-    """A model; `max_model_len`, its context in tokens, is called so by others too."""
+    """A model. max_model_len: its context in tokens, under other servers' name."""
     record = {"id": name, "object": "model", "created": 0, "owned_by": "gptcli"}
     return record | {"max_model_len": service.models.opened(name).lm.ctx_size}
 

@@ -50,7 +50,7 @@ async def complete(service: Service, url: str, call: Call) -> dict[str, Any] | E
 
 
 async def _echoes(service: Service, prepared: Prepared) -> list[tuple[str, dict[str, Any] | None]]:
-    """What each text has before it, and its log-probabilities: the prompt, if `echo` asks for it."""
+    """The prompt of each text with its log-probabilities, for `echo`; empty without it."""
     asked = prepared.asked
     if not asked.echo:
         return [("", None)] * len(asked.prompts)
@@ -93,15 +93,15 @@ async def _streamed(service: Service, prepared: Prepared, call: Call) -> Events:
 
 @dataclass
 class ChatChoice:
-    """One answer of a conversation as a stream says it."""
+    """One answer of a conversation, as chunks of a stream."""
 
     index: int
     thoughts: Thoughts | None
     begun: bool = False
-    steps: int = 0  # whose log-probabilities were said
+    steps: int = 0  # with log-probabilities sent
 
     def said(self, each: Event) -> Iterator[dict[str, Any]]:
-        """The choices of the chunks that say an event."""
+        """The choices of an event's chunks."""
         if not self.begun:
             self.begun = True
             yield self._chunk({"role": "assistant", "content": ""})
@@ -132,17 +132,17 @@ class ChatChoice:
 
 @dataclass
 class TextChoice:
-    """One text as a stream says it."""
+    """One text, as chunks of a stream."""
 
     index: int
     echo: str = ""
     echoed: dict[str, Any] | None = None
     begun: bool = False
-    steps: int = 0  # whose log-probabilities were said
+    steps: int = 0  # with log-probabilities sent
     offset: int = 0  # characters of their tokens
 
     def said(self, each: Event) -> Iterator[dict[str, Any]]:
-        """The choices of the chunks that say an event."""
+        """The choices of an event's chunks."""
         if self.echo and not self.begun:
             self.begun, self.offset = True, len(self.echo)
             yield {"index": self.index, "text": self.echo, "logprobs": self.echoed, "finish_reason": None}

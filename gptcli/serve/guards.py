@@ -1,4 +1,4 @@
-"""What every request passes first: from which page and by which name it comes, and with which key."""
+"""Checks every request first: the page it comes from, the server's name in it, and the key."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gptcli.serve.transport import ErrorAnswer, to_json
 
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^][:/?#@,\s]+))(?::[0-9]*)?", re.IGNORECASE)
 _METHODS = "GET, POST, DELETE, OPTIONS"
-# For every answer: nothing is sniffed, framed, embedded by another site's page, or told of where a link leads.
+# Headers of every answer: no sniffing, framing, embedding by other sites' pages, or referrers.
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -28,9 +28,9 @@ _HEADERS = {
 
 @dataclass(frozen=True)
 class Access:
-    """Who may ask. hosts: names in lower case, beside localhost and addresses. origins: of pages beside our own.
+    """Who may ask. hosts: names in lower case, beside localhost and addresses. origins: of pages beside the server's.
 
-    An origin `*` is all. key: what a request must have, if any. open_paths: those that need none.
+    An origin `*` is all. key: of every request, if there is one. open_paths: those that need none.
     """
 
     hosts: Collection[str] = ()
@@ -45,7 +45,7 @@ class Access:
         for origin in origins:
             if not self.allows_origin(origin, headers["host"]):
                 raise Refusal(403, f"pages of {origin[:80]} may not ask: --cors ORIGIN allows them")
-        # Browsers name no origin where a page embeds an address, as an image, say; a link to here is no such thing.
+        # Browsers send no origin for embedded addresses, such as images; following a link is not embedding.
         foreign = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
         if foreign and not origins and headers.get("sec-fetch-mode") != "navigate":
             raise Refusal(403, "pages of other sites may not ask: --cors ORIGIN allows them")
@@ -58,7 +58,7 @@ class Access:
             )
 
     def _check_host(self, hosts: list[str]) -> None:
-        """Another site's name can be made to lead here (DNS rebinding), unlike an address or localhost."""
+        """Raises Refusal for other names: DNS can make another site's lead here (rebinding), unlike an address."""
         if len(hosts) == 1:
             found = _HOST.fullmatch(hosts[0])
             name = (found[1] or found[2]).lower().rstrip(".") if found else ""
@@ -67,7 +67,7 @@ class Access:
         raise Refusal(403, f"not served under the name {', '.join(hosts)[:80] or 'none'}: --allow-host NAME allows one")
 
     def allows_origin(self, origin: str, host: str) -> bool:
-        """Whether a page of this origin may ask: one of our own, or of those allowed."""
+        """Whether a page of this origin may ask: the server's own, or an allowed one."""
         return origin in self.origins or "*" in self.origins or origin in (f"http://{host}", f"https://{host}")
 
     def _has_key(self, headers: Headers) -> bool:
@@ -85,7 +85,7 @@ def _is_address(name: str) -> bool:
 
 
 class Guarded:
-    """An ASGI application behind `Access`. errors: how the API that a path belongs to spells an error."""
+    """An ASGI application behind `Access`. errors: gives the format of errors for a path."""
 
     def __init__(self, app: ASGIApp, access: Access, errors: Callable[[str], ErrorAnswer]) -> None:
         self._app, self._access, self._errors = app, access, errors

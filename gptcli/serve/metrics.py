@@ -1,4 +1,4 @@
-"""What the server counts, for `/metrics`; and the line that it logs of a request, which has nothing of its content."""
+"""The counts of `/metrics`, and the logged line of a request, which has nothing of its content."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
 
 class Metrics:
-    """Counts of a server, each its own. waiting: how many requests are under way or wait."""
+    """Counts of one server. waiting: returns the number of requests that run or wait."""
 
     def __init__(self, waiting: Callable[[], int]) -> None:
         self._registry = CollectorRegistry()
@@ -41,12 +41,12 @@ class Metrics:
             self._completion_tokens.inc(call.completion_tokens)
 
     async def answer(self, call: Call) -> Response:
-        """All of them, in Prometheus's text format."""
+        """All counts, in Prometheus's text format."""
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
 
 class Observed:
-    """An ASGI application whose requests are counted and logged. paths: those that have counts of their own."""
+    """An ASGI application whose requests are counted and logged. paths: those with counts of their own."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, paths: frozenset[str], log: Callable[[str], object]) -> None:
         self._app, self._metrics, self._paths, self._log = app, metrics, paths, log

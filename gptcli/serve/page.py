@@ -1,4 +1,4 @@
-"""The chat page: one file, which nothing outside of it may run in or be fetched by."""
+"""The chat page: one file, which runs no other script and fetches nothing but the server's answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Page:
         hashes = {tag: _hash(re.search(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)) for tag in ("script", "style")}
         self._data = text.encode()
         self._headers = {
-            # Only what is in the file runs, only the server is asked, and no text becomes HTML.
+            # Only the file's script runs, it asks only this server, and no text becomes HTML.
             "Content-Security-Policy": (
                 f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; connect-src 'self'; "
                 "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "

@@ -1,4 +1,4 @@
-"""OpenAI's `/v1/responses`, whole and as a stream; what was answered is kept for as long as the process runs."""
+"""OpenAI's `/v1/responses`, whole and as a stream. Responses are kept while the process runs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _MOST_KEPT, _MOST_KEPT_BYTES = 1000, 64 << 20
 
 @dataclass
 class Kept:
-    """A response, and the conversation up to its end. size: about how many bytes they have."""
+    """A response, and the conversation up to its end. size: of both, roughly, in bytes."""
 
     response: dict[str, Any]
     messages: Sequence[Message]
@@ -54,7 +54,7 @@ class Kept:
 
 @dataclass
 class Responses:
-    """The endpoints. The latest responses are kept, a thousand and 64 MB at most, unless a request asks not to."""
+    """The endpoints. Keeps the latest responses, a thousand and 64 MB at most, unless a request forbids it."""
 
     service: Service
     kept: OrderedDict[str, Kept] = field(default_factory=OrderedDict)
@@ -79,7 +79,7 @@ class Responses:
         return response
 
     async def read(self, call: Call) -> dict[str, Any]:
-        """Answers for a response that is kept."""
+        """A kept response."""
         return self._find(call.path["id"]).response
 
     async def delete(self, call: Call) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class Responses:
         self._keep(response, turns, store)
 
     async def _events(self, prepared: Prepared, response: dict[str, Any], call: Call) -> Any:
-        """Fills a response with what is said, and yields the events of a stream that tells of it."""
+        """Fills a response with the answer, and yields the events of its stream."""
         begun, output = False, response["output"]
         async with aclosing(self.service.spoken(prepared, call)) as pieces:
             async for piece in pieces:
@@ -155,7 +155,7 @@ def _at(output: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _begun(output: list[dict[str, Any]], thought: bool) -> list[tuple[str, dict[str, Any]]]:
-    """Adds an item, and tells of it."""
+    """Adds an item; returns its events."""
     id = secrets.token_hex(12)
     item: dict[str, Any] = {"id": f"rs_{id}", "type": "reasoning", "summary": [], "status": "in_progress"}
     part: dict[str, Any] = {"type": "reasoning_text", "text": ""}
@@ -182,7 +182,7 @@ def _ended(output: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _called(output: list[dict[str, Any]], call: ToolCall) -> list[tuple[str, dict[str, Any]]]:
-    """Adds a call of a tool, and tells of it."""
+    """Adds a call of a tool; returns its events."""
     arguments = json.dumps(call.arguments, ensure_ascii=False)
     item = {"id": f"fc_{secrets.token_hex(12)}", "type": "function_call", "call_id": call.id, "name": call.name}
     place = {"output_index": len(output)}
@@ -197,7 +197,7 @@ def _called(output: list[dict[str, Any]], call: ToolCall) -> list[tuple[str, dic
 
 
 def _response(prepared: Prepared, given: Mapping[str, Any]) -> dict[str, Any]:
-    """A response in which nothing is said yet."""
+    """A response without output."""
     return {
         "id": f"resp_{secrets.token_hex(12)}",
         "object": "response",
@@ -243,7 +243,7 @@ def _asked(given: Mapping[str, Any], turns: list[Message]) -> Asked:
             raise BadParameter("max_output_tokens", "max_output_tokens must be a whole number, at least 1")
     if "text" in given:
         options |= _text_format(given["text"])
-    if given.get("include") not in (None, ["reasoning.encrypted_content"]):  # no thoughts are: they come as they are
+    if given.get("include") not in (None, ["reasoning.encrypted_content"]):  # has no effect
         raise BadParameter("include", "include may have reasoning.encrypted_content alone")
     reasoning = given.get("reasoning", {})
     if not isinstance(reasoning, dict) or reasoning.keys() - {"effort", "summary"}:
@@ -265,7 +265,7 @@ def _asked(given: Mapping[str, Any], turns: list[Message]) -> Asked:
 
 
 def _tools(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Tools and the choice among them, as conversations have them."""
+    """Tools and the choice among them, in the format of conversations."""
     names = ("tools", "tool_choice", "parallel_tool_calls")
     converted: dict[str, Any] = {name: given[name] for name in names if name in given}
     if isinstance(tools := converted.get("tools"), list):
@@ -293,9 +293,9 @@ def _text_format(asked: object) -> dict[str, Any]:
 
 
 def _turns(asked: object) -> list[dict[str, Any]]:
-    """The messages of an input, as conversations have them; what calls and answers of one turn say is one message.
+    """The messages of an input, in the format of conversations; the calls of one turn are one message.
 
-    Items of earlier answers are taken back; their thoughts are dropped.
+    Takes items of earlier responses, too, without their thoughts.
     """
     if isinstance(asked, str):
         return [{"role": "user", "content": asked}]

@@ -1,4 +1,4 @@
-"""Where the server meets the engine: schedulers run texts in threads of their own, and an event loop reads them."""
+"""Between the server's event loop and the engines: schedulers run texts in threads of their own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _Result = TypeVar("_Result")
 
 
 class Runner:
-    """Runs the texts of requests together, by model. `leave` may come from any thread.
+    """Runs the texts of requests together, by model. Any thread may call `leave`.
 
     most_waiting: requests that may run or wait; another is refused. parallel: texts that share a step at most.
     """
@@ -32,7 +32,7 @@ class Runner:
         self._schedulers: dict[LanguageModel, Scheduler] = {}
         self._requests = Counter[LanguageModel]()
         self._left = WeakSet[LanguageModel]()
-        self._lock = threading.Lock()  # of these three
+        self._lock = threading.Lock()  # for the three fields above
         # Starting waits for a grammar to be compiled, and scoring for the engine.
         self._starter, self._caller = ThreadPoolExecutor(1, "starter"), ThreadPoolExecutor(1, "caller")
 
@@ -54,7 +54,7 @@ class Runner:
         return sum(scheduler.open for scheduler in self._schedulers.values())
 
     def leave(self, lm: LanguageModel) -> None:
-        """Lets go of a model: now, or once no request runs on it."""
+        """Closes a model's scheduler: now, or once no request runs on it."""
         with self._lock:
             self._left.add(lm)
             scheduler = None if self._requests[lm] else self._schedulers.pop(lm, None)
@@ -99,7 +99,7 @@ class Runner:
             self._end(lm)
 
     async def call(self, lm: LanguageModel, function: Callable[[], _Result]) -> _Result:
-        """What a function returns that runs a model. Raises what it does."""
+        """Runs a function that uses a model, and returns its result. Raises what it does."""
         self._begin(lm)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._caller, function)

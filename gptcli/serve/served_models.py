@@ -14,12 +14,12 @@ from gptcli.openai_api.refusals import Refusal
 
 
 class ServedModels:
-    """Loads a model when a request first names it; those used longest ago leave where memory does not suffice.
+    """Loads a model when a request first names it; the least recently used leave the memory if it is short.
 
-    One that is served alone answers whatever name a request has. Threads that load one take turns.
+    A model that is served alone answers requests for any name. Threads that load one take turns.
 
-    openers: open a model, again if it has left. note: told of the first name that is not the model's own, and of models
-    that leave. leave: lets go of a model's memory.
+    openers: open a model, again after it left. note: called with the first name that is not the model's own, and with
+    models that leave. leave: frees a model's memory.
     """
 
     def __init__(
@@ -29,13 +29,13 @@ class ServedModels:
         leave: Callable[[LanguageModel], object] = lambda lm: None,
     ) -> None:
         self._openers = openers
-        self._opened: OrderedDict[str, Prompting] = OrderedDict()  # used longest ago first
+        self._opened: OrderedDict[str, Prompting] = OrderedDict()  # least recently used first
         self._note, self._noted, self._leave = note, False, leave
         self._lock = threading.RLock()
         self.names = list(openers)
 
     def name(self, asked: str | None) -> str:
-        """The model that answers a request for this one. Raises Refusal."""
+        """The name of the model that answers a request for `asked`. Raises Refusal."""
         if asked is None or asked in self._openers:
             return asked or self.names[0]
         if len(self.names) > 1:
@@ -47,19 +47,19 @@ class ServedModels:
         return self.names[0]
 
     def opened(self, name: str) -> Prompting:
-        """The model of this name, perhaps without its weights. Raises what opening it does."""
+        """The model of this name, opened. Raises what opening it does."""
         with self._lock:
             if name not in self._opened:
                 self._opened[name] = self._openers[name]()
             return self._opened[name]
 
     def close(self) -> None:
-        """Keeps what makes the next start fast."""
+        """Closes the models, which keep snapshots for a fast start."""
         for model in self._opened.values():
             model.lm.close()
 
     def loaded(self, name: str) -> Prompting:
-        """The model of this name. Raises what opening and loading it do, OutOfMemory if no other can leave."""
+        """The model of this name, loaded. Raises what these do, OutOfMemory if no other model can leave."""
         with self._lock:
             return self._loaded(name)
 

@@ -21,13 +21,13 @@ _MOST_HEADER_BYTES = 64 << 10
 
 
 class _ImpatientProtocol(H11Protocol):
-    """HTTP that closes connections on which no request comes, and sees a client leave whatever it sent before."""
+    """HTTP that closes idle connections, and always notices when a client leaves."""
 
     _idle_since = math.inf  # never, while a request runs
     _waiting: asyncio.TimerHandle
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # of H11Protocol's own
-        """Begins to wait for a request. Where there are too many connections, the one idle longest makes room."""
+        """Waits for a request. If there are too many connections, closes the one idle longest."""
         super().connection_made(transport)
         self._wait()
         if len(self.connections) >= (self.limit_concurrency or math.inf):
@@ -38,7 +38,7 @@ class _ImpatientProtocol(H11Protocol):
                 oldest.transport.close()
 
     def handle_events(self) -> None:
-        """Waits no longer once there is a request. Reads on during an answer: else its client's leaving goes unseen."""
+        """Ends the wait at a request. Reads on during an answer, to notice that the client leaves."""
         super().handle_events()
         if self.cycle is not None and not self.cycle.response_complete:
             self._idle_since = math.inf
@@ -47,12 +47,12 @@ class _ImpatientProtocol(H11Protocol):
                 self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
-        """Begins to wait for the next request."""
+        """Waits for the next request."""
         self._wait()
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Waits no longer."""
+        """Ends the wait."""
         self._waiting.cancel()
         super().connection_lost(exc)
 
@@ -62,7 +62,7 @@ class _ImpatientProtocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """A server whose signals are the caller's: it sets `should_exit`, and `force_exit` to wait for nobody."""
+    """A server that leaves signals to its caller, who calls `stop`."""
 
     def __init__(self, app: ASGIApp, grace: float, most_connections: int) -> None:
         """grace: seconds that running requests have to end in."""
@@ -71,7 +71,7 @@ class Server(uvicorn.Server):
             "ws": "none",
             "lifespan": "off",
             "log_config": None,
-            "log_level": "critical",  # what is worth a line is logged by `Observed`
+            "log_level": "critical",  # `Observed` logs
             "access_log": False,
             "server_header": False,
             "limit_concurrency": most_connections,
@@ -86,7 +86,7 @@ class Server(uvicorn.Server):
         yield
 
     def stop(self, *, at_once: bool = False) -> None:
-        """Takes no more requests, and ends when the running ones have, or at once. For signal handlers."""
+        """Takes no more requests, and ends once the running ones have, or at once. For signal handlers."""
         self.should_exit = True
         if at_once:
             self.force_exit = True
@@ -95,7 +95,7 @@ class Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 is any free one. Raises UsageError where it cannot be had."""
+    """A listening socket; port 0 is any free one. Raises UsageError if it is not available."""
     try:
         [(family, kind, protocol, _, address), *_] = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -1,4 +1,4 @@
-"""What all endpoints share: the models, what runs them, and where requests are read."""
+"""Shared by all endpoints: the models, their runner, and threads that read requests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that can be run: by whom, and what becomes a text each."""
+    """A request that is ready to run. name: of its model. requests: one for each text."""
 
     name: str
     prompting: Prompting
@@ -36,11 +36,11 @@ class Prepared:
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of all prompts, each of which counts once."""
+        """Tokens of all prompts; each counts once."""
         return sum(len(request.prompt) for request in self.requests[:: self.asked.choices])
 
     def thoughts(self) -> Thoughts | None:
-        """What tells the thoughts of an answer apart, if the model's template knows any."""
+        """Splits thoughts from an answer; None if the model's template has none."""
         template, _ = self.prompting.template()
         if OPENING not in template.source:
             return None
@@ -55,7 +55,7 @@ class Prepared:
 
 @dataclass
 class Service:
-    """The models that are served, and how. most_tokens: of an answer; -1 is as many as the context holds."""
+    """The served models and their runner. most_tokens: of an answer; -1 is until the context is full."""
 
     models: ServedModels
     runner: Runner
@@ -63,16 +63,16 @@ class Service:
     readers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "reader"))
 
     def close(self) -> None:
-        """Ends all texts and threads, but for what a thread is about."""
+        """Ends all texts, and threads once their current work is done."""
         self.runner.close()
         self.readers.shutdown(wait=False, cancel_futures=True)
 
     async def read(self, function: Callable[[], _Result]) -> _Result:
-        """Runs what takes a while, such as encoding a text, beside the event loop."""
+        """Runs slow work, such as encoding a text, outside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self.readers, function)
 
     async def prepared(self, asked: Asked) -> Prepared:
-        """Makes requests of what was asked for. Raises GptcliError."""
+        """Makes requests of `asked`, with the model loaded. Raises GptcliError."""
         return await self.read(lambda: self._prepared(asked))
 
     def _prepared(self, asked: Asked) -> Prepared:
@@ -99,7 +99,7 @@ class Service:
         return len(request.prompt)
 
     async def spoken(self, prepared: Prepared, call: Call) -> AsyncGenerator[tuple[str, bool] | Finished]:
-        """The one answer of a conversation: its pieces, each with whether it is a thought, and how it ended."""
+        """The answer of a conversation: texts, each with whether it is a thought, then its end."""
         thoughts = prepared.thoughts()
         async with aclosing(self.runner.texts(prepared.prompting.lm, prepared.requests[:1])) as events:
             async for _, each in events:

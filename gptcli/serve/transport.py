@@ -1,4 +1,4 @@
-"""How a body comes in and an answer goes out: bounded, as JSON or an event stream, until the client leaves."""
+"""Reads bodies and sends answers, bounded, as JSON or event streams, until the client leaves."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from gptcli.errors import BrokenCheckpoint, GptcliError
 from gptcli.files import parse_json
 from gptcli.openai_api.refusals import Refusal
 
-_BODIES = 4  # of the largest size are held at once, or more smaller ones
+_BODIES = 4  # of the largest size in memory at once, or more smaller ones
 PATIENCE_S = 60.0  # for a client that sends its body, or reads its answer, slowly
-GONE = 499  # what others log for a client that left
+GONE = 499  # other servers' status for a client that left
 
 
 class ClientLeft(Exception):
@@ -52,14 +52,14 @@ def to_json(value: Any) -> bytes:
 
 
 class Bodies:
-    """The requests' bodies that are in memory: each has at most so many bytes, and all of them a few times as many."""
+    """The bodies in memory. most_bytes: of each; all together have a few times as many."""
 
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes, self._held = most_bytes, 0
 
     @contextmanager
     def one(self) -> Iterator[Callable[[int], None]]:
-        """For a body, until its request has ended: tells how many bytes came. That raises Refusal for too many."""
+        """Yields a function that counts a body's bytes, which raises Refusal for too many, until the block ends."""
         own = 0
 
         def take(size: int) -> None:
@@ -78,14 +78,14 @@ class Bodies:
             self._held -= own
 
     def too_large(self) -> Refusal:
-        """For a body that is."""
+        """The refusal of a body that is too large."""
         return Refusal(413, f"the body is larger than {self.most_bytes} bytes", headers={"Connection": "close"})
 
 
 class Endpoint:
     """An ASGI application for one path: a JSON object in, or nothing; JSON, another response or an event stream out.
 
-    error: an error's status and body, as the API has them. on_bug: told of an exception that is none of ours.
+    error: returns an error's status and body. on_bug: called with an unexpected exception.
     """
 
     def __init__(
@@ -129,12 +129,12 @@ class Endpoint:
             raise self._bug(error) from error
 
     def _bug(self, error: Exception) -> GptcliError:
-        """Tells of an exception that is none of ours; what the client is told."""
+        """Reports an unexpected exception; returns the error for the client."""
         self._on_bug(error)
         return Refusal(500, "internal error")
 
     async def _stream(self, events: Events, send: Send) -> None:
-        """Sends events. An error before the first has a status of its own, a later one is an event."""
+        """Sends events. An error before the first has its own status; a later one is an event."""
         async with aclosing(events):
             first = await anext(events)
             headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
@@ -157,7 +157,7 @@ class Endpoint:
 
 
 async def read_object(scope: Scope, receive: Receive, bodies: Bodies, take: Callable[[int], None]) -> dict[str, Any]:
-    """A request's JSON object. take: told of what comes of it. Raises Refusal, and ClientLeft."""
+    """A request's JSON object. take: called with the number of bytes of each piece. Raises Refusal and ClientLeft."""
     if int(dict(scope["headers"]).get(b"content-length", b"0")) > bodies.most_bytes:
         raise bodies.too_large()
     body = bytearray()
@@ -180,7 +180,7 @@ async def read_object(scope: Scope, receive: Receive, bodies: Bodies, take: Call
 
 
 class _Reply:
-    """Sends, and takes a client that does not read for one that left. complete: whether all is sent."""
+    """Sends messages; a client that does not read counts as left. complete: whether all is sent."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -196,7 +196,7 @@ class _Reply:
 
 
 async def _while_connected(receive: Receive, reply: _Reply, work: Coroutine[Any, Any, None]) -> None:
-    """Runs work, and gives it up when the client leaves, which raises ClientLeft."""
+    """Runs work. Cancels it and raises ClientLeft when the client leaves."""
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -207,7 +207,7 @@ async def _while_connected(receive: Receive, reply: _Reply, work: Coroutine[Any,
         for task in (working, leaving):
             task.cancel()
         await asyncio.gather(working, leaving, return_exceptions=True)
-        del working, leaving, task  # an error that a task keeps has this frame, which would keep the request with it
+        del working, leaving, task  # a task's error refers to this frame, and would keep the request in memory
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -1,5 +1,5 @@
 """Text, tokens and chat templates, without torch.
 
-tokenizer.py makes ids of texts: control_tokens.py treats typed control tokens as text, backend.py encodes,
-and spelling.py knows which bytes a token is. sandbox/ runs strangers' tokenizers and templates, long_text/ cuts texts.
+tokenizer.py turns texts into ids: control_tokens.py keeps typed control tokens text, backend.py encodes, spelling.py
+knows the bytes of a token. sandbox/ runs strangers' tokenizers and templates, long_text/ cuts texts.
 """

@@ -1,4 +1,4 @@
-"""Encodes with the tokenizers library: here, or in a sandboxed process if the tokenizer might hang or crash us."""
+"""Encodes with the tokenizers library: here, or in a sandboxed process if the tokenizer might hang or crash."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     from gptcli.text.fast_open.partial_tokenizer import Library
 
 _SANDBOX_MEMORY = 512 << 20  # bytes, plus 16 for each byte of tokenizer.json
-_LONGEST_PIECE = 256  # characters; longer ones are slow and overflow the stack: the library's trees are as deep
-_MOST_ADDED = 1 << 20  # characters of all added tokens, which are searched for in every text
-_OPENED_PER_SECOND, _ENCODED_PER_SECOND = 4e6, 0.5e6  # bytes, characters: CPU time that we grant
+_LONGEST_PIECE = 256  # characters; longer pieces are slow and overflow the stack of the library's recursion
+_MOST_ADDED = 1 << 20  # characters of all added tokens, which the library searches every text for
+_OPENED_PER_SECOND, _ENCODED_PER_SECOND = 4e6, 0.5e6  # bytes, characters: the CPU time that is granted
 _DECODED_PER_SECOND = 1e5  # ids
 
 Encoding = tokenizers.Encoding | Encoded
 
 
 class BackendTokenizer:
-    """An opened tokenizer.json. `library` answers what no text influences: vocabulary, components."""
+    """An opened tokenizer.json. library: for vocabulary and components, which depend on no text."""
 
     def __init__(self, data: bytes | dict[str, Any], where: Path, state: dict[str, Any] | None = None) -> None:
-        """data: the contents of a tokenizer.json, found at `where`, as they are or parsed. Raises BrokenTokenizer.
+        """data: a tokenizer.json found at `where`, as bytes or parsed. state: the parsed bytes, if they are at hand.
 
-        state: what `data` parsed is, if it has been parsed already.
+        Raises BrokenTokenizer.
         """
         self.where = where
         self.library: Library
@@ -55,7 +55,7 @@ class BackendTokenizer:
                 memory = _SANDBOX_MEMORY + 16 * len(written)
                 self._sandbox = SandboxClient("tokenizer", written, seconds=seconds, memory=memory)
                 self._sandbox.open()
-            # What opened there within its limits opens here as well. Only encoding depends on a text.
+            # A tokenizer that the sandbox opened within its limits is safe to open here; encoding depends on texts.
             self.library = parse(data) if isinstance(data, bytes) else built(state)
             _check_ids(state, self.library)
         except BrokenCheckpoint as error:
@@ -65,7 +65,7 @@ class BackendTokenizer:
 
     @classmethod
     def trusted(cls, library: Library, where: Path) -> Self:
-        """What encodes with an opened tokenizer that needs no sandbox."""
+        """A backend for an opened tokenizer that needs no sandbox."""
         backend = cls.__new__(cls)
         backend.library, backend.where, backend._sandbox = library, where, None
         return backend
@@ -86,7 +86,7 @@ class BackendTokenizer:
             raise BrokenTokenizer(f"cannot encode: {self.where}: {error}") from None
 
     def encode_batch(self, texts: Sequence[str], *, offsets: bool) -> Sequence[Encoding]:
-        """The encodings of texts, with nothing added; offsets take time. Raises BrokenTokenizer."""
+        """The encodings of texts, with nothing added. offsets: whether they have offsets. Raises BrokenTokenizer."""
         if self._sandbox is not None:
             return [self.encode(text, False) for text in texts]
         try:
@@ -95,7 +95,7 @@ class BackendTokenizer:
             raise BrokenTokenizer(f"cannot encode: {self.where}: {error}") from None
 
     def decode(self, ids: Sequence[int]) -> str:
-        """What the library makes of ids, control tokens included. Raises BrokenTokenizer."""
+        """The library's text of ids, control tokens included. Raises BrokenTokenizer."""
         return self.decode_batch([ids])[0] if ids else ""
 
     def decode_batch(self, sequences: Sequence[Sequence[int]]) -> list[str]:
@@ -112,7 +112,7 @@ class BackendTokenizer:
 
 
 def _check_lengths(state: Mapping[str, Any]) -> None:
-    """Raises BrokenTokenizer where added tokens, or a piece of Unigram, whose vocabulary is a list, are too long."""
+    """Raises BrokenTokenizer for added tokens or a piece of Unigram, whose vocabulary is a list, that are too long."""
     match state.get("model"):
         case {"vocab": list(entries)}:
             pieces = (entry[0] for entry in entries if isinstance(entry, list) and entry)
@@ -128,7 +128,7 @@ def _check_lengths(state: Mapping[str, Any]) -> None:
 
 
 def _check_ids(state: Mapping[str, Any], library: tokenizers.Tokenizer) -> None:
-    """Raises BrokenTokenizer where two tokens share an id, or an added token's id is not the one that it states."""
+    """Raises BrokenTokenizer if two tokens share an id, or an added token's id is not the stated one."""
     vocabulary = state["model"].get("vocab")
     if isinstance(vocabulary, dict) and len(set(vocabulary.values())) < len(vocabulary):
         raise BrokenTokenizer("two tokens of its vocabulary have the same id")

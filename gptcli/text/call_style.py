@@ -1,4 +1,4 @@
-"""How a chat template writes calls of tools, as its output shows: no template says so itself."""
+"""How a chat template writes calls of tools, found by rendering a probe: no template says so itself."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ _SYSTEM = {"role": "system", "content": "Be brief."}
 
 @dataclass(frozen=True)
 class CallStyle:
-    """What a template makes of calls.
+    """How a template writes calls.
 
-    written: whether it writes them at all; else they are given to it as text. text_arguments: whether it takes a
-    call's arguments as JSON text.
+    written: whether it writes them at all; else it gets them as text. text_arguments: whether it takes a call's
+    arguments as JSON text.
     """
 
     format: CallFormat
@@ -50,11 +50,11 @@ class CallStyle:
     text_arguments: bool = False
 
     def variables(self, content: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
-        """What the assistant said and called, as the template takes it. Calls that it would leave out become text."""
+        """The template's variables for an assistant's message. Calls that it would leave out become text."""
         variables: dict[str, Any] = {"content": content}
         if self.format is HARMONY and content.startswith(OPENING) and CLOSING in content:
             thoughts, _, answer = content.removeprefix(OPENING).partition(CLOSING)
-            # They belong to calls alone; with an answer, the template drops them.
+            # The template takes thoughts with calls, and drops them with an answer.
             variables = {"content": "", "thinking": thoughts} if calls else {"content": answer.lstrip("\n")}
         if calls and not self.written:
             variables["content"] = f"{content}\n{self.format.write(calls)}".strip()
@@ -64,11 +64,10 @@ class CallStyle:
 
 
 def call_style(render: Render, is_token: Callable[[str], bool]) -> CallStyle:
-    """The style of a template, by what it makes of a tool, a call and its answer.
+    """The style of a template, found by rendering a tool, a call and its answer.
 
-    render: makes text of messages and tools, or raises TemplateError. is_token: whether the tokenizer has a control
-    token of this name. Raises UsageError if the template takes no tools, or if none of the formats that are known is
-    its own.
+    render: returns the text of messages and tools, or raises TemplateError. is_token: whether the tokenizer has a
+    control token of this name. Raises UsageError if the template takes no tools, or writes calls in an unknown format.
     """
     instructions = _instructions(render)
     marked = [format for format in FORMATS if format.opening and format.opening in instructions]
@@ -93,7 +92,7 @@ def call_style(render: Render, is_token: Callable[[str], bool]) -> CallStyle:
 
 
 def _instructions(render: Render) -> str:
-    """What a template makes of a tool. Raises UsageError if that is nothing, and TemplateError if it always fails."""
+    """The rendered text of a tool. Raises UsageError if the template leaves it out, TemplateError if it fails."""
     failures = list[TemplateError]()
     for messages in ([_USER], [_SYSTEM, _USER]):
         try:
@@ -121,7 +120,7 @@ def _rendered_call(render: Render, text_arguments: bool) -> str:
         {"role": "tool", "content": _ANSWER, "tool_call_id": _CALL.id, "name": _CALL.name},
     ]
     plain = [_USER, {"role": "assistant", "content": _ANSWER}, _USER]
-    for end in (3, 2):  # some know no answers of tools
+    for end in (3, 2):  # some templates take no answers of tools
         try:
             turn, other = render(messages[:end], [_TOOL]), render(plain[:end], [_TOOL])
         except TemplateError:
@@ -134,9 +133,9 @@ def _rendered_call(render: Render, text_arguments: bool) -> str:
 
 
 def _reads(format: CallFormat, turn: str) -> bool:
-    """Whether a format finds the call, as it was, in a turn that a template rendered.
+    """Whether a format reads the call back from a rendered turn.
 
-    Of Python's calls the beginning is enough: most templates write values in ways that Python would not read.
+    For Python's calls the beginning suffices: most templates write values that Python would not read.
     """
     if isinstance(format.syntax, Pythonic) and format.beginning:
         return turn.lstrip().startswith(f"[{_CALL.name}(")

@@ -34,10 +34,10 @@ _PROBE = "7193046582"  # digits, which filters such as `upper` leave alone
 
 
 class Switches(TypedDict, total=False):
-    """What a template can be asked for by its variables. None leaves a variable undefined.
+    """Variables of a template that callers set. None leaves one undefined.
 
     thinking: `enable_thinking` or `thinking`, whichever it reads. reasoning_effort: the variable of that name. tools:
-    what the model is told it can call.
+    those that the model may call.
     """
 
     thinking: bool | None
@@ -46,7 +46,7 @@ class Switches(TypedDict, total=False):
 
 
 class ChatTemplate:
-    """A model's chat template; `where` names it in errors. with_tools: what renders in its place if there are tools."""
+    """A model's chat template. where: names it in errors. with_tools: the template that renders if there are tools."""
 
     def __init__(self, source: str, where: str) -> None:
         self.source = source
@@ -59,9 +59,9 @@ class ChatTemplate:
 
     @classmethod
     def of_model(cls, path: Path, tokenizer: Tokenizer, name: str | None = None) -> ChatTemplate:
-        """One of the templates that come with a model, by default the default one.
+        """A template of a model by its name; None: the default one.
 
-        Raises NoTemplate if it is not there, and TemplateError for something else in its place.
+        Raises NoTemplate if it is missing, and TemplateError if it is not a text.
         """
         templates = _templates(path, tokenizer)
         if template := templates.get(name or _DEFAULT):
@@ -81,7 +81,7 @@ class ChatTemplate:
 
     @classmethod
     def from_file(cls, file: Path) -> ChatTemplate:
-        """A template from a file. Raises InputError where it cannot be read or is not text."""
+        """A template from a file. Raises InputError if it cannot be read or is not UTF-8."""
         try:
             return cls(read_within(file, _FILE_LIMIT, InputError).decode("utf-8"), str(file))
         except UnicodeDecodeError as error:
@@ -94,7 +94,7 @@ class ChatTemplate:
         return frozenset(_VARIABLES.keys() - read)
 
     def check_switches(self, **switches: Unpack[Switches]) -> None:
-        """Raises UsageError for a switch that is set and that the template does not have."""
+        """Raises UsageError for a switch that is set and that the template does not read."""
         for name, value in switches.items():
             if value is not None and name in self.missing_switches:
                 what = "thinking" if name == "thinking" else "the reasoning effort"
@@ -103,11 +103,10 @@ class ChatTemplate:
     def tool_use(
         self, tools: Sequence[Definition], choice: object, tokenizer: Tokenizer, *, parallel: bool = True
     ) -> ToolUse | None:
-        """What finds the calls in a text that follows a rendered conversation; None if nothing may be called.
+        """Finds the calls in the text after a rendered conversation; None if nothing may be called.
 
         tools: as `checked_tools` returns them. choice: as `checked_choice` takes it. parallel: whether there may be
-        several calls. Raises UsageError for another choice, and where the template takes no tools, or writes calls in a
-        way that is not known.
+        several calls. Raises UsageError for another choice, and as `call_style` does.
         """
         choice = checked_choice(choice, tools)
         if choice == NONE or not tools:
@@ -131,15 +130,15 @@ class ChatTemplate:
         return self._style
 
     def render(self, messages: Sequence[Message], tokenizer: Tokenizer, **switches: Unpack[Switches]) -> list[int]:
-        """Token ids of a conversation, up to where the assistant speaks next.
+        """Token ids of a conversation, up to the assistant's next turn.
 
-        Only the template makes control tokens. Those that messages spell are text.
-        Raises TemplateError where the template fails or refuses the conversation.
+        Only the template writes control tokens; those that messages spell are text. Raises TemplateError if the
+        template fails or refuses the conversation.
         """
         return tokenizer.encode_rendered(self._text(messages, tokenizer, switches))
 
     def render_text(self, messages: Sequence[Message], tokenizer: Tokenizer, **switches: Unpack[Switches]) -> str:
-        """The text that `render` gives the ids of. Raises as it does."""
+        """The text whose ids `render` returns. Raises as it does."""
         return tokenizer.control_tokens.unguard(self._text(messages, tokenizer, switches))
 
     def _text(self, messages: Sequence[Message], tokenizer: Tokenizer, switches: Switches) -> str:
@@ -185,9 +184,9 @@ class ChatTemplate:
     ) -> str:
         """A rendered chat in which no message makes a control token.
 
-        A template that removes `/no_think` from messages, say, can make one of the rest. So the chat is rendered again
-        with each possible beginning marked. The model gets that only if it has other control tokens than the first
-        rendering, because marks may mislead a template as well.
+        A template that removes text from messages, such as `/no_think`, can make one of the rest. So the chat is
+        rendered again with each possible beginning marked. That rendering is used only if its control tokens differ,
+        because marks may mislead a template.
         """
         if all(variables[name] == value for name, value in guarded.items()):
             return text
@@ -196,7 +195,7 @@ class ChatTemplate:
         return text if unmarked(marked) == unmarked(text) else marked
 
     def _with_last_question(self, variables: dict[str, Any]) -> tuple[dict[str, Any], str, bool]:
-        """A rendered chat that has the last message: its variables, its text, and whether messages are lists of parts.
+        """A rendered chat with the last message in it: variables, text, and whether messages are lists of parts.
 
         A template that expects parts, for texts and images, silently drops a plain text. Raises TemplateError.
         """
@@ -206,7 +205,7 @@ class ChatTemplate:
         in_parts = variables | {"messages": _in_parts(variables["messages"])}
         try:
             of_parts = self._render(in_parts)
-        except (TemplateError, SandboxFailure):  # it does not take them, either
+        except (TemplateError, SandboxFailure):  # takes no parts, either
             of_parts = ""
         if of_parts.strip() and self._includes_last_question(in_parts, of_parts):
             return in_parts, of_parts, True
@@ -216,7 +215,7 @@ class ChatTemplate:
         raise TemplateError(f"it leaves out what {'a tool answers' if answers else 'the user says'}")
 
     def _includes_last_question(self, variables: dict[str, Any], text: str) -> bool:
-        """Whether a rendered chat has what the user or a tool said last, in whatever form."""
+        """Whether a rendered chat includes the last message of a user or tool, in whatever form."""
         match variables["messages"]:
             case [*before, {"role": "user" | "tool", "content": str(said)} as last]:
                 probed = variables | {"messages": [*before, {**last, "content": _PROBE}]}
@@ -224,7 +223,7 @@ class ChatTemplate:
             case [*before, {"role": "user" | "tool", "content": list()} as last]:
                 parts = [{"type": "text", "text": _PROBE}]
                 probe = self._render(variables | {"messages": [*before, {**last, "content": parts}]})
-                return _PROBE in probe and str(parts[0]) not in probe  # which would be Python's spelling of the list
+                return _PROBE in probe and str(parts[0]) not in probe  # Python's repr of the list
         return True
 
     def _render(self, variables: dict[str, Any]) -> str:
@@ -254,9 +253,9 @@ def _guarded(
     *,
     beginnings: bool = False,
 ) -> dict[str, Any]:
-    """The variables `messages` and `tools`, in which no text makes a control token; see `ControlTokens.guard`.
+    """The variables `messages` and `tools` with guarded texts; see `ControlTokens.guard`.
 
-    What templates compare stays as it is: roles, kinds, ids, and names within tools.
+    Texts that templates compare stay as they are: roles, kinds, ids, and names within tools.
     """
     guard = tokenizer.control_tokens.guard
 
@@ -283,7 +282,7 @@ def _guarded(
 
 
 def _templates(path: Path, tokenizer: Tokenizer) -> dict[str, ChatTemplate]:
-    """A model's templates by name. As in transformers, files of Jinja replace what the JSON files have."""
+    """A model's templates by name. As in transformers, Jinja files replace those in JSON files."""
     files = {file.stem: file for file in sorted((path / "additional_chat_templates").glob("*.jinja"))}
     if is_there(file := path / "chat_template.jinja"):
         files[_DEFAULT] = file
@@ -313,7 +312,7 @@ _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 
 
 def _reads(source: str, variable: str) -> bool:
-    """Whether a template reads a variable that it is given: before it sets one of that name."""
+    """Whether a template reads a variable before it sets one of that name."""
     read = re.compile(rf"(?<![\w.]){variable}\b(?!\s*=(?!=))")
     for tag in _CODE.finditer(source):
         code = _QUOTED.sub("''", tag.group(1) or "").strip()

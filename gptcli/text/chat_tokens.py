@@ -1,4 +1,4 @@
-"""The tokens of a rendered conversation, each with its message. Knows a template only by what it renders."""
+"""The tokens of a rendered conversation, each with its message. Knows only a template's output."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from gptcli.text.tokenizer import Tokenizer
 
 
 def transcript(messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer) -> list[Token]:
-    """The tokens of a conversation as the model gets it, up to where the assistant speaks next.
+    """The tokens of a conversation as the model gets it, up to the assistant's next turn.
 
-    What a template writes between two messages belongs to the first up to its control token, then to the second. What
-    it adds elsewhere, and a message that is not found in the rendered text, belongs to none.
+    Text that a template writes between two messages belongs to the first up to its control token, then to the second.
+    Text elsewhere, and a message that is not found in the rendered text, belongs to none.
     """
     tokens = list(_tokens_of_rendered(tokenizer, template.render(messages, tokenizer)))
     text = b"".join(token.data for token in tokens)
@@ -39,9 +39,9 @@ def transcript(messages: Sequence[Message], template: ChatTemplate, tokenizer: T
 
 
 def _tokens_of_rendered(tokenizer: Tokenizer, ids: Sequence[int]) -> Iterator[Token]:
-    """Tokens whose text is what they themselves spell. A byte that continues a character counts as that character."""
+    """Tokens located in the text that they spell. A byte that continues a character counts as that character."""
     pieces = list(map(tokenizer.surface, ids))
-    chars = 0  # that have begun
+    chars = 0  # begun so far
     for position, (id, piece, end) in enumerate(zip(ids, pieces, accumulate(map(len, pieces)), strict=True)):
         continues = bool(piece) and _is_continuation(piece[0]) and chars > 0
         first = chars - continues
@@ -58,7 +58,7 @@ def _first(tokens: Sequence[Token], fits: Iterable[bool]) -> int:
 
 
 def _after_last(closing: Token | None, tokens: Sequence[Token]) -> int:
-    """Where the next turn begins among tokens: after the last with the id of the one that closes turns, or at 0."""
+    """The index of the next turn among tokens: after the last with the closing token's id, or 0."""
     if closing is None:
         return 0
     last = max((index for index, token in enumerate(tokens) if token.id == closing.id), default=None)
@@ -76,7 +76,7 @@ def _contents(
 ) -> list[tuple[int, int]]:
     """The byte ranges of the messages' contents in the rendered text, up to the first that is not found.
 
-    They are found by what the template writes around marks that stand in for the contents.
+    Marks in place of the contents show what the template writes around them.
     """
     marks = [f"x{secrets.token_hex(8)}x" for _ in messages]
     others = [Message(message.role, mark) for message, mark in zip(messages, marks, strict=True)]

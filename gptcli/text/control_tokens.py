@@ -1,8 +1,8 @@
 """Control tokens, such as `<|im_end|>`, and how typed ones stay text.
 
-- A text: if it spells one, `renamed_backend` encodes it, in which control tokens have names that nobody can type.
-- A chat: `guard` marks those that messages spell. The template renders, writing its own. `resolve` renames the
-  unmarked ones, drops the marks, and lets `renamed_backend` encode.
+- A text that spells one: `renamed_backend` encodes it, in which control tokens have names that nobody can type.
+- A chat: `guard` marks control tokens in messages, the template writes its own, and `resolve` renames the unmarked ones
+  and drops the marks, for `renamed_backend` to encode.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class ControlTokens:
         self._ids = {
             token.content: id for id, token in added.items() if token.special or _BARRED.fullmatch(token.content)
         }
-        self._mark = os.urandom(16).hex()  # in no text
+        self._mark = os.urandom(16).hex()  # occurs in no text
 
     @property
     def ids(self) -> Mapping[str, int]:
-        """The id of each, by its spelling."""
+        """The ids of control tokens by spelling."""
         return self._ids
 
     def id_of(self, text: str) -> int | None:
@@ -70,7 +70,7 @@ class ControlTokens:
         return self._pattern.findall(text) if self._ids else []
 
     def resolve(self, text: str) -> tuple[BackendTokenizer, str]:
-        """What encodes a rendered chat, and the text to encode: its unmarked control tokens are control tokens."""
+        """The backend for a rendered chat, and the text to encode, in which only unmarked control tokens are any."""
         unmarked = self.unmarked(text)
         between = self._pattern.split(text) if unmarked else [text]
         if self._mark not in text and not any(map(self.may_be_in, between)):
@@ -90,11 +90,11 @@ class ControlTokens:
             return False
         normalizer = self._backend.library.normalizer
         assert normalizer is not None
-        # An untrusted one is not run in this process.
+        # An untrusted normalizer is not run in this process.
         return self._backend.is_sandboxed or self._is_in(normalizer.normalize_str(text))
 
     def _is_in(self, text: str) -> bool:
-        # Compiling a pattern of thousands takes longer than most short texts.
+        # Compiling a pattern of thousands of tokens takes longer than most texts.
         return not self._letters.isdisjoint(text) and self._pattern.search(text) is not None
 
     @cached_property
@@ -133,14 +133,14 @@ class ControlTokens:
 
     @cached_property
     def _letters(self) -> set[str]:
-        """Those that control tokens begin with."""
+        """The first letters of control tokens."""
         return {content[0] for content in self._ids}
 
     @cached_property
     def _normalizer_spells_control(self) -> bool:
         """Whether normalizing may spell a control token, for example from capitals or wide letters."""
         library = self._backend.library
-        # The library searches for other ones before it normalizes, and the model has no pieces that spell them.
+        # The library searches for the others before it normalizes, and the model has no pieces for them.
         found_after = [
             content
             for content, id in self._ids.items()
@@ -153,9 +153,9 @@ class ControlTokens:
 
 
 def _spells_nothing(step: Mapping[str, Any], letters: str) -> bool:
-    """Whether a step of a normalizer only inserts or substitutes text without any of the letters.
+    """Whether a step of a normalizer only inserts or substitutes text without these letters.
 
-    Then a normalized text spells words of these letters only where it did before.
+    Such a step makes no new words of the letters.
     """
     match step:
         case {"type": "Prepend", "prepend": str(inserted)}:

@@ -1,4 +1,4 @@
-"""Whether our decoding of a tokenizer's ids is the library's."""
+"""Compares gptcli's decoding of ids with the tokenizers library's."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _CHARACTERS = " \nAé€😀"
 
 
 def decode_differences(tokenizer: Tokenizer) -> list[str]:
-    """How our text of ids differs from the library's, for a person to read; empty where it does not.
+    """Ids that gptcli decodes otherwise than the library, for a person to read: the first twenty.
 
-    Tries every id by itself and between others, and random sequences, for about ten seconds at most, and names the
-    first twenty differences. Next to a byte that is not UTF-8, SentencePiece's decoder gives up whole characters that
-    we keep, so byte tokens are tried as whole characters. Raises BrokenTokenizer.
+    Tries every id alone and between others, and random sequences, for about ten seconds. Byte tokens are tried as whole
+    characters: beside an invalid byte, SentencePiece's decoder drops characters that gptcli keeps. Raises
+    BrokenTokenizer.
     """
     found: list[str] = []
     deadline = time.monotonic() + _SECONDS

@@ -1,4 +1,4 @@
-"""The Hugging Face tokenizers library: encoding, decoding and describing, with BrokenTokenizer for whatever fails.
+"""The Hugging Face tokenizers library: encoding, decoding and describing. Every failure is a BrokenTokenizer.
 
 Knows nothing of files or processes.
 """
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from gptcli.text.fast_open.partial_tokenizer import Library
 
 
-_SHORT = 1 << 13  # characters; of a longer text, the library's other way keeps no thread waiting
+_SHORT = 1 << 13  # characters; a longer text is encoded without Python's lock
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The fields of an encoding that are used, where it comes out of another process."""
+    """The fields of an encoding that gptcli uses, from another process."""
 
     ids: list[int]
     offsets: list[tuple[int, int]]
@@ -38,7 +38,7 @@ def encode(library: Library, text: str, add_special: bool) -> tokenizers.Encodin
     """The encoding of a text. Raises BrokenTokenizer as `parse` does."""
     if len(text) <= _SHORT:
         return library.encode(text, add_special_tokens=add_special)
-    [encoding] = library.encode_batch([text], add_special_tokens=add_special)  # which lets go of Python's lock
+    [encoding] = library.encode_batch([text], add_special_tokens=add_special)  # releases Python's lock
     return encoding
 
 
@@ -61,7 +61,7 @@ def decoder_name(decoder: Decoder | None) -> str:
 
 
 def description(component: Normalizer | PreTokenizer | Decoder | None) -> dict[str, Any] | None:
-    """What tokenizer.json says of a component of a tokenizer."""
+    """A component of a tokenizer as tokenizer.json describes it."""
     if component is None:
         return None
     described: dict[str, Any] = json.loads(component.__getstate__())

@@ -1,6 +1,6 @@
 """Chat templates as Jinja, in Jinja's sandbox: source and variables in, text out. Knows nothing of tokens or processes.
 
-That sandbox keeps a template away from Python's internals. `sandbox/client.py` limits its time and memory.
+Jinja's sandbox keeps templates from Python's internals; `sandbox/client.py` limits their time and memory.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class JinjaTemplate:
             self._template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(f"line {error.lineno}: {error.message}") from None
-        except Exception as error:  # compiling computes constants
+        except Exception as error:  # compiling evaluates constants, which can raise any
             raise TemplateError(_reason(error)) from None
 
     def render(self, variables: Mapping[str, Any]) -> str:

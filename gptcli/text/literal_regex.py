@@ -1,7 +1,7 @@
 """Makes a regular expression that finds any of many literals. Knows nothing of tokens.
 
-An alternation of thousands takes minutes on a text of a million look-alike beginnings, because each is tried at each.
-This one branches by letter, so that each letter of the text is compared with a few others.
+An alternation of thousands takes minutes on a text with a million beginnings of literals, because it tries each
+literal at each. This pattern branches by letter, and compares each letter of the text with a few others.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 
-_MOST_ALTERNATIVES = 16  # that are tried one after the other
+_MOST_ALTERNATIVES = 16  # tried one after the other
 
 
 def regex_for_any(literals: Sequence[str]) -> str:
-    """A pattern that matches the longest literal that fits. literals: different, and sorted.
+    """A pattern that matches the longest fitting literal. literals: unique and sorted.
 
-    Raises RecursionError where hundreds begin with one another.
+    Raises RecursionError if hundreds of literals begin with one another.
     """
     prefix = os.path.commonprefix([literals[0], literals[-1]])
     may_end = literals[0] == prefix

@@ -1,4 +1,4 @@
-"""The tokens of a text, each with the bytes and characters of the text that it stands for."""
+"""The tokens of a text, each with its range of bytes and characters in the text."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from gptcli.text.tokenizer import Tokenizer
 class Token(NamedTuple):
     """A token in its text.
 
-    position: its index, from 0. data: the bytes it stands for, as the model spells them. start, end: the bytes of the
-    text that became it. first_char, end_char: the characters that those are in. special: whether it is a control token.
-    in_chat: whether the text is a rendered conversation. message, role: the index and role of the message that it
-    belongs to, or None.
+    position: its index, from 0. data: its bytes, as the model spells them. start, end: the range of bytes in the text.
+    first_char, end_char: the range of characters. special: whether it is a control token. in_chat: whether the text is
+    a rendered conversation. message, role: the index and role of its message, or None.
     """
 
     position: int
@@ -35,7 +34,7 @@ class Token(NamedTuple):
 def tokens_of(
     tokenizer: Tokenizer, blocks: Iterable[str], *, special: bool, add_special: bool, largest: int, where: str
 ) -> Iterator[Token]:
-    """The tokens of a text of any length. add_special: whether what the model expects around a text is added.
+    """The tokens of a text of any length. add_special: whether the tokens that the model expects around it are added.
 
     special, largest, where, and what is raised: as for `encode_chunks`.
     """
@@ -65,7 +64,7 @@ def tokens_of(
 
 
 def _chars(text: str) -> Sequence[int]:
-    """For each byte of a text, and for its end, the index of the character that it is in."""
+    """The index of the character of each byte of a text, and of its end."""
     if text.isascii():
         return range(len(text) + 1)
     return [index for index, char in enumerate(text) for _ in char.encode()] + [len(text)]

@@ -17,7 +17,7 @@ _ROLES: dict[str, Role] = {
 
 
 class BadMessage(UsageError):
-    """A part of a message, named `name`, is unknown, unsupported or wrong."""
+    """The field `name` of a message is unknown, unsupported or wrong."""
 
     def __init__(self, name: str, message: str) -> None:
         super().__init__(message)
@@ -26,9 +26,9 @@ class BadMessage(UsageError):
 
 @dataclass(frozen=True)
 class Message:
-    """What one side said. interrupted: whether it was cut off.
+    """A message. interrupted: whether Ctrl-C cut it off.
 
-    calls: of tools, by the assistant. call_id: the call that a tool answers; name: that tool's.
+    calls: the assistant's calls of tools. call_id: the call that a tool answers. name: that tool's.
     """
 
     role: Role
@@ -40,10 +40,7 @@ class Message:
 
 
 def message_record(message: Message) -> dict[str, Any]:
-    """A message as chat APIs have it, `{"role", "content"}`, with `"interrupted": true` if it was.
-
-    Also with `tool_calls`, and for an answer of a tool with `tool_call_id` and `name`.
-    """
+    """A message as chat APIs write it, with `"interrupted": true` if it was."""
     record: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.interrupted:
         record["interrupted"] = True
@@ -55,7 +52,7 @@ def message_record(message: Message) -> dict[str, Any]:
 
 
 def messages_of(value: object) -> list[Message]:
-    """Messages as chat APIs have them. An answer of a tool names a call of an earlier one. Raises BadMessage."""
+    """Reads messages as chat APIs write them. A tool's answer names a call before it. Raises BadMessage."""
     if not isinstance(value, list) or not value:
         raise BadMessage("messages", "messages must be a list of messages")
     messages, names = list[Message](), dict[str, str]()
@@ -107,13 +104,13 @@ def _part(where: str, part: object) -> str:
 
 
 def as_json(messages: Sequence[Message], about: Mapping[str, Any]) -> str:
-    """A conversation as JSON: what it is about, such as the model, and its messages."""
+    """A conversation as JSON: its messages, after facts such as the model."""
     whole = {**about, "messages": [message_record(message) for message in messages]}
     return json.dumps(whole, ensure_ascii=False, indent=2) + "\n"
 
 
 def as_markdown(messages: Sequence[Message], about: Mapping[str, Any]) -> str:
-    """A conversation as Markdown: a list of what it is about; for each message a heading, and its text unchanged."""
+    """A conversation as Markdown: a list of facts; then for each message a heading, and its text unchanged."""
     sections = ["".join(f"- {name}: {value}\n" for name, value in about.items())] if about else []
     for message in messages:
         heading = message.role.capitalize() + (" (interrupted)" if message.interrupted else "")
@@ -123,7 +120,7 @@ def as_markdown(messages: Sequence[Message], about: Mapping[str, Any]) -> str:
 
 
 def code_blocks(text: str) -> str:
-    """The contents of a Markdown text's fenced code blocks (CommonMark), with a blank line between two; or empty."""
+    """The contents of a Markdown text's fenced code blocks, with blank lines between them (CommonMark)."""
     from markdown_it import MarkdownIt  # not needed to start
 
     blocks = MarkdownIt("commonmark", {"html": False}).disable("inline").parse(text)

@@ -1,4 +1,4 @@
-"""Text to token ids and token ids to bytes, over the tokenizers library. Knows nothing of models."""
+"""From text to token ids, and from token ids to bytes, with the tokenizers library. Knows nothing of models."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ _FILE_LIMIT = 64 << 20  # bytes of a tokenizer.json; the largest in use are abou
 
 
 class Tokenizer:
-    """A model's tokenizer: encoding that keeps typed text apart from control tokens, and the exact bytes of tokens.
+    """A model's tokenizer: encodes without making control tokens of typed text, and knows the exact bytes of tokens.
 
-    library: the library's tokenizer, for its vocabulary and components; `backend_for` encodes. notes: what of its files
-    has no effect. unread: components of tokenizer.json in whose place its class has others, as in transformers.
+    library: the library's tokenizer, for its vocabulary and components; `backend_for` encodes. notes: what has no
+    effect in its files. unread: components of tokenizer.json that its class replaces, as in transformers.
     """
 
     def __init__(
@@ -51,10 +51,7 @@ class Tokenizer:
         added: Mapping[str, int] | None = None,
         state: dict[str, Any] | None = None,
     ) -> None:
-        """data, state: as for `BackendTokenizer`, found at `where`. Raises BrokenTokenizer.
-
-        settings, added: what `read_settings` finds beside it.
-        """
+        """data, where, state: see `BackendTokenizer`. settings, added: see `read_settings`. Raises BrokenTokenizer."""
         backend = BackendTokenizer(data, where, state)
         if (named := with_named_tokens(backend.library, settings, added or {}, where)) is not None:
             backend = BackendTokenizer(named, where)
@@ -79,10 +76,10 @@ class Tokenizer:
 
     @classmethod
     def open(cls, path: Path, gguf: GgufFile | None = None) -> Self:
-        """Reads a model directory's tokenizer.json, or what was there before it, and the settings beside it.
+        """Opens the tokenizer of a model's directory, of tokenizer.json or older formats, or of a GGUF file.
 
-        A GGUF file has all of it; gguf: the file at `path`, if it is opened. Raises ModelNotFound where they are
-        missing and BrokenTokenizer where they cannot be used.
+        gguf: the file at `path`, if it is open already. Raises ModelNotFound without a tokenizer, and BrokenTokenizer
+        for one that cannot be used.
         """
         slot = tokenizer_slot(path)
         kept = None if slot is None else read_tokenizer(slot)
@@ -98,7 +95,7 @@ class Tokenizer:
         return tokenizer
 
     def keep(self) -> None:
-        """Keeps a snapshot of a tokenizer that `open` had to parse, which makes the next start faster."""
+        """Keeps a snapshot of a tokenizer that `open` parsed, for a faster next start."""
         if self._unkept is None:
             return
         (slot, notes), self._unkept = self._unkept, None
@@ -132,7 +129,7 @@ class Tokenizer:
         return tokenizer
 
     def limit(self, rows: int) -> None:
-        """Leaves out ids from `rows` on, which the model has no rows for: texts that need them are refused."""
+        """Leaves out ids from `rows` on, for which the model has no rows; texts that need them are refused."""
         if self.size <= rows:
             return
         vocabulary = self.library.get_vocab(with_added_tokens=True)  # ids may be far apart
@@ -163,9 +160,9 @@ class Tokenizer:
 
     @cached_property
     def unknown_id(self) -> int | None:
-        """The id for whatever the vocabulary cannot spell, if it has one."""
+        """The id for text that the vocabulary cannot spell, if there is one."""
         name = getattr(self.library.model, "unk_token", None)
-        if name is None and type(self.library.model).__name__ == "Unigram":  # only its state has the id
+        if name is None and type(self.library.model).__name__ == "Unigram":  # only its JSON has the id
             id = json.loads(self.library.to_str())["model"]["unk_id"]
             return id if isinstance(id, int) else None
         return None if name is None else self.library.token_to_id(name)
@@ -184,15 +181,15 @@ class Tokenizer:
         return id in self._added and self._added[id].rstrip
 
     def is_added(self, id: int) -> bool:
-        """Whether the library searches texts for a token before it does anything else."""
+        """Whether a token is an added one, which the library searches texts for before all else."""
         return id in self._added
 
     def added_content(self, id: int) -> str:
-        """What the library searches texts for, for an id that `is_added`; `piece` may be a normal form of it."""
+        """The text of an added token, as texts are searched for it; `piece` may be its normal form."""
         return self._added[id].content
 
     def backend_for(self, text: str, *, special: bool) -> BackendTokenizer:
-        """What encodes a text; `special` as for `encode`."""
+        """The backend that encodes a text. special: as for `encode`."""
         if special or not self.control_tokens.may_be_in(text):
             return self._backend
         return self.control_tokens.renamed_backend
@@ -200,8 +197,8 @@ class Tokenizer:
     def encode(self, text: str, *, special: bool = False, add_special: bool = True) -> list[int]:
         """Token ids of a text.
 
-        special: whether control tokens that it spells, such as `<|im_end|>`, are those tokens, or plain text.
-        add_special: whether what the model expects around a text, such as BOS, is added.
+        special: whether control tokens that the text spells, such as `<|im_end|>`, are control tokens. add_special:
+        whether the tokens that the model expects around a text, such as BOS, are added.
         """
         ids = self._ids(self.backend_for(text, special=special), text, add_special)
         if not ids and any(map(str.isalnum, text)):
@@ -215,7 +212,7 @@ class Tokenizer:
 
     def _ids(self, backend: BackendTokenizer, text: str, add_special: bool) -> list[int]:
         ids = list(backend.encode(text, add_special).ids)
-        # A tokenizer.json may add ids that no token has.
+        # A post-processor may add ids that no token has.
         if ids and max(ids) >= self.size:
             raise BrokenTokenizer(f"cannot encode: {backend.where}: it makes token {max(ids)}, of {self.size} in use")
         return ids
@@ -226,7 +223,7 @@ class Tokenizer:
         return "" if piece is None else piece
 
     def surface(self, id: int) -> bytes:
-        """The bytes of a text that a token stands for: `token_bytes` without spaces that only decoding adds."""
+        """The bytes of a token in a text: `token_bytes` without spaces that only decoding adds."""
         surface = self._surfaces.get(id)
         if surface is None:
             surface = self._surface(id)
@@ -240,7 +237,7 @@ class Tokenizer:
         added = self._added.get(id)
         if added is None:
             return self.spelling.surface(self.piece(id))
-        if self.library.model.token_to_id(added.content) == id:  # other tokens may be merged to it
+        if self.library.model.token_to_id(added.content) == id:  # other tokens may merge to it
             return self.spelling.surface(added.content)
         return self.spelling.plain_spaces(added.content).encode()
 
@@ -262,7 +259,7 @@ class Tokenizer:
         return b"".join(self.text_pieces(ids))
 
     def text_pieces(self, ids: Iterable[int]) -> Iterator[bytes]:
-        """The text of tokens, in pieces, as the library decodes it: at its two ends not always as `decode`."""
+        """The text of tokens, in pieces, as the library decodes it. At its two ends it may differ from `decode`."""
         if self.spelling.exact:
             yield from self.spelling.decoded_text(ids, self.library.id_to_token, self.token_bytes)
             return
@@ -271,11 +268,11 @@ class Tokenizer:
         yield detokenizer.flush()
 
     def library_texts(self, sequences: Sequence[Sequence[int]]) -> list[str]:
-        """What the library decodes each sequence of ids to, control tokens included. Raises BrokenTokenizer."""
+        """The library's text of each sequence of ids, control tokens included. Raises BrokenTokenizer."""
         return self._backend.decode_batch(sequences)
 
     def detokenizer(self, before: Sequence[int] = ()) -> TokenDetokenizer:
-        """Makes a reply of the tokens that follow others, as they arrive: tidied if transformers does so."""
+        """A detokenizer for a reply, tidied if transformers tidies it. before: the ids that the reply follows."""
         exact = self.spelling.exact
         made = ExactDetokenizer(self.token_bytes) if exact else LibraryDetokenizer(self._backend, before)
         return TidyDetokenizer(made) if self._tidies else made
@@ -302,7 +299,7 @@ class Tokenizer:
 
 
 def _read_data(path: Path, settings: dict[str, Any]) -> tuple[bytes | dict[str, Any], dict[str, Any], Path]:
-    """A model directory's tokenizer.json, or what was there before it as a parsed one; settings; the file read."""
+    """The tokenizer.json of a directory, or one made of older files; its settings; the file that was read."""
     file = path / "tokenizer.json"
     if not is_there(file):
         if is_there(path / "vocab.json") and is_there(path / "merges.txt"):

@@ -1,4 +1,4 @@
-"""From the contents of a tokenizer.json to the library's tokenizer, with BrokenTokenizer for whatever fails."""
+"""Makes the library's tokenizer of a tokenizer.json. Every failure is a BrokenTokenizer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Result = TypeVar("_Result")
 
 
 def raises_broken_tokenizer(call: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
-    """The call, with BrokenTokenizer for whatever the library raises."""
+    """The call, with BrokenTokenizer in place of any error of the library."""
 
     @wraps(call)
     def guarded(*args: _Given.args, **kwargs: _Given.kwargs) -> _Result:
@@ -38,7 +38,7 @@ def raises_broken_tokenizer(call: Callable[_Given, _Result]) -> Callable[_Given,
 def parse(data: bytes) -> tokenizers.Tokenizer:
     """A tokenizer from the bytes of a tokenizer.json. Raises BrokenTokenizer, whose message is the reason alone."""
     library = tokenizers.Tokenizer.from_buffer(data)
-    # Training, or another program, may have left these on.
+    # Training may have left truncation, padding and dropout on.
     library.no_truncation()
     library.no_padding()
     if getattr(library.model, "dropout", None):
@@ -48,7 +48,7 @@ def parse(data: bytes) -> tokenizers.Tokenizer:
 
 @raises_broken_tokenizer
 def built(state: dict[str, Any]) -> tokenizers.Tokenizer:
-    """As `parse`, from the contents of a tokenizer.json. BPE without JSON in between, which takes most of the time."""
+    """As `parse`, from the parsed contents. Makes BPE without JSON in between, which takes most of the time."""
     model = state["model"]
     if model["type"] != "BPE" or any(isinstance(merge, str) for merge in model["merges"]):
         return parse(json.dumps(state, ensure_ascii=False).encode())

@@ -1,1 +1,1 @@
-"""Tools: what a user offers a model to call, how families of models write calls, and how those are found in a text."""
+"""Tools that a model may call: definitions, the formats of calls in families of models, and finding calls in a text."""

@@ -1,4 +1,4 @@
-"""Tools that are offered to a model, and calls of them, as OpenAI's API has them. Nothing here runs a tool."""
+"""Tools that are offered to a model, and calls of them, in OpenAI's format. Nothing here runs a tool."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class ToolCall:
 
     @property
     def record(self) -> dict[str, Any]:
-        """As OpenAI's API has it, where the arguments are a text."""
+        """In OpenAI's format, with the arguments as a text."""
         return self._record(json.dumps(self.arguments, ensure_ascii=False))
 
     @property
     def variables(self) -> dict[str, Any]:
-        """As chat templates take it, where the arguments are an object."""
+        """As chat templates take it, with the arguments as an object."""
         return self._record(self.arguments)
 
     def _record(self, arguments: object) -> dict[str, Any]:
@@ -41,12 +41,12 @@ class ToolCall:
 
 
 def call_id(*parts: object) -> str:
-    """An id for a call, the same for the same parts: nine letters and digits, as Mistral's templates want it."""
+    """An id for a call, a hash of the parts: nine letters and digits, as Mistral's templates want it."""
     return hashlib.sha256("\0".join(map(str, parts)).encode("utf-8", "surrogatepass")).hexdigest()[:9]
 
 
 def parse_tools(text: str, where: str) -> tuple[Definition, ...]:
-    """Tools from JSON text. Raises UsageError, with the place in it."""
+    """Tools from JSON text. Raises UsageError, which says where."""
     try:
         value = read_whole(text)
     except ValueError as error:
@@ -104,7 +104,7 @@ def tool_name(tool: Definition) -> str:
 
 
 def is_strict(tool: Definition) -> bool:
-    """Whether a checked tool wants its calls held to its schema, even where the model may choose not to call."""
+    """Whether calls of a checked tool are held to its schema, even if the model need not call."""
     return tool["function"].get("strict") is True
 
 
@@ -114,8 +114,14 @@ def tool_parameters(tool: Definition) -> Mapping[str, Any]:
     return {"type": "object", **(tool["function"].get("parameters") or nothing)}
 
 
+def tool_properties(tool: Definition) -> Mapping[str, Any]:
+    """The schemas of a checked tool's arguments by name, as far as its own is one."""
+    properties = tool_parameters(tool).get("properties")
+    return properties if isinstance(properties, Mapping) else {}
+
+
 def checked_choice(choice: object, tools: Sequence[Definition]) -> str:
-    """Which tools may be called: auto, none, required, or the name of the one that must be. Raises UsageError.
+    """The choice among tools: auto, none, required, or the name of the required one. Raises UsageError.
 
     choice: one of these, or OpenAI's object with a name.
     """

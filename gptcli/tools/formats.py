@@ -1,4 +1,4 @@
-"""How families of models mark calls in their text: a table."""
+"""The table of call formats: how families of models write calls in their text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gptcli.errors import UsageError
-from gptcli.tools.call_grammar import LEFT_TO_THE_MODEL, Grammar
+from gptcli.tools.call_grammar import LEFT_TO_THE_MODEL, Grammar, Rewrite
 from gptcli.tools.definitions import AUTO, REQUIRED, Definition, ToolCall, is_strict, tool_name, tool_parameters
 from gptcli.tools.json_reading import whole
 from gptcli.tools.syntaxes import Braced, JsonCall, NamedJson, Pythonic, Syntax, Tagged, Written
@@ -16,7 +16,7 @@ from gptcli.tools.syntaxes import Braced, JsonCall, NamedJson, Pythonic, Syntax,
 
 @dataclass(frozen=True)
 class Beginning:
-    """How a text begins that is all calls, without a mark. begun: what may become such a beginning."""
+    """The beginning of a text that is all calls, without a mark. begun: matches what may become it."""
 
     opened: re.Pattern[str]
     begun: re.Pattern[str]
@@ -24,11 +24,11 @@ class Beginning:
 
 @dataclass(frozen=True)
 class CallFormat:
-    """The marks that a call begins and ends with, and how it is spelled between them.
+    """The marks around a call, and its spelling between them.
 
-    group: what is around several calls that share their marks; None where each has its own. closing: empty where calls
-    go on to the text's end. also: another mark that models begin with, and that nothing here writes. others: control
-    tokens that may be among them.
+    group: the text around several calls that share their marks; None if each has its own. closing: empty if calls last
+    to the text's end. also: another opening mark that models write and gptcli does not. others: control tokens that may
+    be among the marks.
     """
 
     name: str
@@ -50,7 +50,7 @@ class CallFormat:
         return control_token in f"{self.also} {self.others} {self.write([ToolCall('', 'f', {'a': 'b'})])}"
 
     def read(self, body: str, tools: Sequence[Definition]) -> list[Written]:
-        """The calls between marks. Raises ValueError if there is anything else, or nothing."""
+        """The calls in a text between marks. Raises ValueError for anything else, or nothing."""
         before, after = self.group or ("", "")
         body = body.strip()
         if len(before) == 1 and not isinstance(self.syntax, JsonCall):
@@ -68,13 +68,12 @@ class CallFormat:
         before, after = self.group
         return f"{self.opening}{before}{self.syntax.separator.join(spelled)}{after}{self.closing}"
 
-    def grammar(self, tools: Iterable[Definition], control_ids: Mapping[str, int], *, opened: bool = False) -> str:
+    def grammar(self, tools: Iterable[Definition], grammar: Grammar, *, opened: bool) -> str:
         """The grammar of a text that is one call of one of the tools, in llguidance's Lark.
 
-        control_ids: ids of the tokenizer's control tokens by name. opened: leaves the opening mark out, after which
-        there may be as many calls as fit between the marks.
+        opened: leaves the opening mark out, after which there may be as many calls as fit between the marks. Raises
+        UsageError where calls cannot be held to a schema, all of which are valid.
         """
-        grammar = Grammar(control_ids)
         before, after = self.group or ("", "")
         call = grammar.any_of(self.syntax.grammar(tool, grammar) for tool in tools)
         more = f" ({grammar.text(self.syntax.separator)} {call})*" if opened and self.group else ""
@@ -93,9 +92,9 @@ _PYTHON = Beginning(re.compile(r"\[\s*[^\W\d][\w.:/-]*\("), re.compile(r"\[\s*[\
 
 
 def _tags(call: str, key: str, blank: str = "\n") -> Tagged:
-    """Calls such as `<function=f>`, with `<parameter=a>`; blank: what is around values.
+    """Calls such as `<function=f>`, with `<parameter=a>`.
 
-    call, key: the opening tags, with `{name}` in them.
+    call, key: the opening tags, with `{name}` in them. blank: the text around values.
     """
     ends, closer = (f"</{re.findall('[a-z]+', tag)[0]}>" for tag in (call, key))
 
@@ -201,7 +200,7 @@ FORMATS = (
         _LISTED,
     ),
     CallFormat("function_call", JsonCall(" ", separator="\n<function_call>"), "<function_call>", group=("", "")),
-    CallFormat("phi", JsonCall(), "functools", group=_LISTED),
+    CallFormat("phi", JsonCall(), "functools[", "]", ("", "")),  # "functools" alone is a word of Python
     CallFormat("nemotron", JsonCall(), "<TOOLCALL>", "</TOOLCALL>", _LISTED),
     CallFormat("tool_calls", JsonCall(), "<tool_calls>", "</tool_calls>", _LISTED),
     CallFormat("internlm", JsonCall("\n"), "<|action_start|><|plugin|>", "<|action_end|>"),
@@ -213,7 +212,7 @@ FORMATS = (
 
 @dataclass(frozen=True)
 class ToolUse:
-    """The tools of one text: which there are, which may be called, and how a call is written.
+    """The tools of one text, the choice among them, and the format of calls.
 
     choice: "auto", "required", or the name of the tool that must be called. parallel: whether there may be several
     calls; if not, the first ends the text.
@@ -224,28 +223,31 @@ class ToolUse:
     format: CallFormat
     parallel: bool = True
 
-    def grammar(self, control_ids: Mapping[str, int]) -> str | None:
-        """The grammar of a text that must be a call, or of what follows `held_after`; None if all is free.
+    @property
+    def holds(self) -> bool:
+        """Whether the text must be a call, or calls in it are held."""
+        return self.choice != AUTO or bool(self.held_after)
 
-        See `CallFormat.grammar`. Raises UsageError where calls cannot be held to the schemas.
+    def grammar(self, control_ids: Mapping[str, int], rewrite: Rewrite) -> str:
+        """The grammar of a text that must be a call, or of what follows `held_after`: see `CallFormat.grammar`.
+
+        control_ids: ids of the tokenizer's control tokens by name. rewrite: what is written of a valid schema.
         """
-        if self.choice != AUTO:
-            return self.format.grammar(self._held, control_ids)
-        return self.format.grammar(self._held, control_ids, opened=True) if self.held_after else None
+        return self.format.grammar(self._held, Grammar(control_ids, rewrite), opened=bool(self.held_after))
 
     @property
     def held_after(self) -> tuple[str, ...]:
-        """The marks after which a call is held to its tool's schema, as a strict tool wants, where none is required."""
+        """The marks after which calls are held to schemas: for strict tools, if no call is required."""
         return self.format.openings if self.format.opening and self._some_strict else ()
 
     @property
     def unheld(self) -> bool:
-        """Whether a tool is strict in vain: nothing marks where this model's calls begin."""
+        """Whether strict tools cannot be enforced: this format has no opening mark."""
         return self._some_strict and not self.format.opening
 
     @property
     def schemas(self) -> tuple[tuple[str, str], ...]:
-        """The name and the arguments' JSON schema of each tool that a call is held to."""
+        """The name and the arguments' JSON schema of each tool in the grammar."""
         return tuple((tool_name(tool), json.dumps(tool_parameters(tool))) for tool in self._held)
 
     @property
@@ -254,12 +256,14 @@ class ToolUse:
 
     @property
     def _held(self) -> list[Definition]:
-        """The tools that may be called, those that are not strict with any arguments where none must be called."""
+        """The tools that may be called. If no call is required, tools that are not strict take any arguments."""
         if self.choice != AUTO:
             return [tool for tool in self.tools if self.choice in (REQUIRED, tool_name(tool))]
         if not all(map(is_strict, self.tools)) and not isinstance(self.format.syntax, JsonCall | NamedJson):
             raise UsageError(
-                "tools: this model's calls are not JSON: all tools can be strict, or none", hint=LEFT_TO_THE_MODEL
+                "tools: this model's calls are not JSON: all tools can be strict, or none",
+                hint=LEFT_TO_THE_MODEL,
+                setting="tools",
             )
         anything = {"parameters": {"type": "object"}}
         return [

@@ -18,12 +18,12 @@ def _finite(number: str) -> float:
     return value
 
 
-_DEEPEST = 100  # what templates and grammars take, too
+_DEEPEST = 100  # templates and grammars take no more
 _DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
 
 
 def read_value(text: str, start: int = 0) -> tuple[Any, int]:
-    """The JSON value at a place, after blanks, and where it ends. Raises ValueError where there is none."""
+    """The JSON value at an index, after blanks, and the index of its end. Raises ValueError without one."""
     while start < len(text) and text[start] in " \t\r\n":
         start += 1
     try:
@@ -42,10 +42,7 @@ def read_whole(text: str) -> Any:
 
 
 def whole(value: Any, depth: int = 0) -> Any:
-    """A value without lone surrogates, which no text can have: U+FFFD in their place.
-
-    Raises ValueError if it is nested too deeply.
-    """
+    """A value with U+FFFD for lone surrogates. Raises ValueError if it is nested too deeply."""
     if depth > _DEEPEST:
         raise ValueError("too deeply nested")
     match value:

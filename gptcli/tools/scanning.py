@@ -46,7 +46,7 @@ def read_pythonic(text: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _end_of_value(text: str, at: int) -> int:
-    """Where a Python value ends: at a comma or bracket outside its own quotes and brackets. Raises ValueError."""
+    """The index of a Python value's end: a comma or bracket outside its quotes and brackets. Raises ValueError."""
     waiting = list[str]()
     while at < len(text):
         char = text[at]
@@ -103,7 +103,7 @@ def _key_of(node: ast.expr | None) -> str:
 
 
 def read_braced(text: str, at: int, quote: str, depth: int = 0) -> tuple[dict[str, Any], int]:
-    """An object such as `{a:1,b:<|"|>x<|"|>}` at a place, and where it ends. Raises ValueError."""
+    """An object such as `{a:1,b:<|"|>x<|"|>}` at an index, and the index of its end. Raises ValueError."""
     members = dict[str, Any]()
     at = _skip(text, at) + 1
     while text[(at := _skip(text, at)) : at + 1] != "}":

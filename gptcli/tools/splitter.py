@@ -1,4 +1,4 @@
-"""Separates calls from the rest of a model's text, also while it comes."""
+"""Separates calls from a model's text, as it comes or whole."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _HARMONY_MARK = re.compile(r"<\|(start|channel|message|constrain|end|call|return
 class Splitter(Protocol):
     """Takes a text as it comes, and keeps the calls in it.
 
-    calls: those that are complete. cut: whether the text ended amid a call, of which nothing is shown. marks: control
-    tokens that it must see by their names.
+    calls: the complete ones. cut: whether the text ended amid a call, which is left out. marks: control tokens that
+    `push` must get by their names.
     """
 
     calls: list[ToolCall]
@@ -32,10 +32,10 @@ class Splitter(Protocol):
         """Whether the text ends here, because there may be no other call."""
 
     def push(self, text: str) -> str:
-        """The next text that is no call; what may become one stays pending."""
+        """The next text outside of calls; the possible beginning of a call stays pending."""
 
     def flush(self, *, ended: bool) -> str:
-        """The rest of that text. ended: whether the model ended it, so that half a call is a malformed one."""
+        """The rest of the text. ended: whether the model ended it; then half a call is malformed, not cut."""
 
 
 class Split(NamedTuple):
@@ -49,10 +49,9 @@ class Split(NamedTuple):
 def splitter_of(
     use: ToolUse, salt: object = "", *, control_ids: Mapping[str, int] | None = None, in_thoughts: bool = False
 ) -> Splitter:
-    """What separates the calls of a text. salt: makes the ids of calls differ from those of other texts.
+    """A splitter for a text. salt: makes the ids of calls differ from other texts'.
 
-    control_ids: the tokenizer's control tokens by name. in_thoughts: whether the text begins amid thoughts, whose tag
-    is in the prompt.
+    control_ids: the tokenizer's control tokens by name. in_thoughts: whether the prompt has opened thoughts.
     """
     harmony = use.format is HARMONY
     splitter = HarmonySplitter(use, salt) if harmony else CallSplitter(use, salt, in_thoughts=in_thoughts)
@@ -97,12 +96,12 @@ class CallSplitter(_Calls):
         super().__init__(use, salt)
         self._format = use.format
         self._pending = ""
-        self._blanks = ""  # at the end of what was released, which a call after them would swallow
+        self._blanks = ""  # at the end of the released text; a call after them drops them
         self._at_beginning = True
         self._in_thoughts = in_thoughts
         self._opened: str | None = None  # the mark of the call that has begun; empty if it has none
-        self._searched = 0  # up to where its end was looked for
-        self._failed = 0  # after the first mark that did not end it
+        self._searched = 0  # index up to which the end of the call was searched for
+        self._failed = 0  # index after the first closing mark that did not end it; 0: none
         self._said = False  # whether any text was released
 
     def push(self, text: str) -> str:
@@ -156,7 +155,7 @@ class CallSplitter(_Calls):
         return released or None
 
     def _first(self) -> str | None:
-        """As `_step`, until it is clear whether the text begins with thoughts, or with a call without a mark."""
+        """As `_step`, until it is clear whether the text begins with thoughts or with a call without a mark."""
         start = self._pending.lstrip()
         beginning = self._format.beginning
         if start.startswith(OPENING):
@@ -172,7 +171,7 @@ class CallSplitter(_Calls):
         return ""
 
     def _closed(self) -> str | None:
-        """Takes the call that has begun, if it has ended. A malformed one becomes text once another begins."""
+        """Takes the open call if it has ended. A malformed one becomes text once another begins."""
         closing, opening = self._format.closing, self._format.opening
         if not closing:
             return None
@@ -224,15 +223,15 @@ class CallSplitter(_Calls):
 
 
 class HarmonySplitter(_Calls):
-    """A `Splitter` for gpt-oss: the messages of a text have channels; those of `analysis` become thoughts."""
+    """A `Splitter` for gpt-oss, whose messages have channels; `analysis` becomes thoughts."""
 
     def __init__(self, use: ToolUse, salt: object) -> None:
         super().__init__(use, salt)
         self._pending = ""
-        self._header: str | None = ""  # of the message that begins; None amid its text
+        self._header: str | None = ""  # of the open message; None once its text begins
         self._channel = self._recipient = ""
         self._body = ""  # of a call
-        self._gap = ""  # before the next text, if another message comes before it
+        self._gap = ""  # blank lines due before the next message's text
 
     def push(self, text: str) -> str:
         """See `Splitter.push`."""

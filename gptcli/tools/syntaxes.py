@@ -1,4 +1,4 @@
-"""How calls are spelled between the marks around them: read, written, and as a grammar. Nothing here keeps a state."""
+"""The spellings of calls between marks: reads them, writes them, and gives their grammars. Stateless."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from gptcli.errors import UsageError
-from gptcli.tools.call_grammar import LEFT_TO_THE_MODEL, Grammar, cannot_be_held_to, resolved
-from gptcli.tools.definitions import Definition, call_id, tool_name, tool_parameters
+from gptcli.tools.call_grammar import LEFT_TO_THE_MODEL, OF_VALUES, Grammar, refuse, resolved
+from gptcli.tools.definitions import Definition, call_id, tool_name, tool_parameters, tool_properties
 from gptcli.tools.json_reading import read_value, read_whole
 from gptcli.tools.scanning import read_braced, read_pythonic
 
@@ -19,7 +19,7 @@ _PYTHON = {"True": True, "False": False, "None": None}
 
 
 class Written(NamedTuple):
-    """A call as a model wrote it; id: the one that it gave it, if any."""
+    """A call as a model wrote it. id: the model's, if it gave one."""
 
     name: str
     arguments: dict[str, Any]
@@ -31,10 +31,10 @@ class Syntax(Protocol):
 
     @property
     def separator(self) -> str:
-        """What stands between two calls."""
+        """The text between two calls."""
 
     def read(self, body: str, tools: Sequence[Definition]) -> list[Written]:
-        """The calls of a text that is nothing else. Raises ValueError if it is not."""
+        """The calls in a text of calls alone. Raises ValueError for anything else."""
 
     def write(self, name: str, arguments: Mapping[str, Any]) -> str:
         """One call."""
@@ -77,8 +77,8 @@ class JsonCall:
 class NamedJson:
     """A name, then its arguments as JSON, with text around them.
 
-    head, tail: what is written, with `{name}` in it, and perhaps `{id}`. begins, ends: what is read; begins has the
-    group `name`, and perhaps `id`.
+    head, tail: written around arguments; head has `{name}`, and perhaps `{id}`. begins, ends: patterns that read them;
+    begins has the group `name`, and perhaps `id`.
     """
 
     head: str
@@ -113,8 +113,8 @@ class NamedJson:
 class Tagged:
     """A name, then each argument between tags; texts stand as they are, all else is JSON.
 
-    head, key, closer, tail: what is written, with `{name}` in the first two. begins, item, ends: what is read; the
-    first has the group `name`, the second `name` and `value`.
+    head, key, closer, tail: the texts to write, with `{name}` in the first two. begins, item, ends: patterns to read;
+    begins has the group `name`, item the groups `name` and `value`.
     """
 
     head: str
@@ -151,16 +151,14 @@ class Tagged:
         """See `Syntax.grammar`."""
         schema = tool_parameters(tool)
         items = []
-        _check_members(schema, _NAME)
-        for key, value in _properties(tool).items():
+        for key, value in _members(schema, _NAME).items():
             head = grammar.text(self.key.replace("{name}", key))
-            match value:
-                case {"enum": [*choices]} if all(isinstance(choice, str) for choice in choices):
-                    spelled = f"{grammar.any_of(map(json.dumps, choices))} {grammar.text(self.closer)}"
-                case {"type": "string"}:
-                    spelled = grammar.until(self.closer, value)
-                case _:
-                    spelled = f"{grammar.json(resolved(value, schema))} {grammar.text(self.closer)}"
+            if _types(value) != {"string"}:
+                spelled = f"{grammar.json(resolved(value, schema))} {grammar.text(self.closer)}"
+            elif "enum" in value:
+                spelled = f"{grammar.any_of(map(json.dumps, _choices(value)))} {grammar.text(self.closer)}"
+            else:
+                spelled = grammar.until(self.closer, value)
             items.append((f"{head} {spelled}", key in schema.get("required", ())))
         head = grammar.text(self.head.replace("{name}", tool_name(tool)))
         return f"{head} {grammar.members(items, '')} {grammar.text(self.tail)}"
@@ -184,10 +182,9 @@ class Pythonic:
     def grammar(self, tool: Definition, grammar: Grammar) -> str:
         """See `Syntax.grammar`."""
         schema = tool_parameters(tool)
-        _check_members(schema, _IDENTIFIER)
         items = [
             (f"{grammar.text(key + '=')} {grammar.json(resolved(value, schema))}", key in schema.get("required", ()))
-            for key, value in _properties(tool).items()
+            for key, value in _members(schema, _IDENTIFIER).items()
         ]
         return f"{grammar.text(tool_name(tool) + '(')} {grammar.members(items, ', ')} {grammar.text(')')}"
 
@@ -231,41 +228,36 @@ class Braced:
 
     def grammar(self, tool: Definition, grammar: Grammar) -> str:
         """See `Syntax.grammar`."""
-        schema = {**tool_parameters(tool), "type": "object"}
+        schema = tool_parameters(tool)
         return f"{grammar.text('call:' + tool_name(tool))} {self._value(schema, schema, grammar)}"
 
     def _value(self, schema: Mapping[str, Any], root: Mapping[str, Any], grammar: Grammar) -> str:
         match schema:
-            case {"enum": [*choices]}:
+            case {"enum": _}:
                 quote = f" {grammar.text(self.quote)} "  # the only token that a choice may have
                 return grammar.any_of(
-                    quote.join(map(json.dumps, self._spelled(choice).split(self.quote))) for choice in choices
+                    quote.join(map(json.dumps, self._spelled(choice).split(self.quote))) for choice in _choices(schema)
                 )
-            case {"type": "object", "properties": dict(properties)}:
-                _check_members(schema, _NAME)
+            case {"type": "object"}:
                 required = schema.get("required", ())
                 items = [
-                    (f"{grammar.text(key + ':')} {self._value(properties[key], root, grammar)}", key in required)
-                    for key in sorted(properties)
+                    (f"{grammar.text(key + ':')} {self._value(value, root, grammar)}", key in required)
+                    for key, value in sorted(_members(schema, _NAME).items())
                 ]
                 return f"{grammar.text('{')} {grammar.members(items, ',')} {grammar.text('}')}"
-            case {"type": "array", "items": dict(item)}:
-                each = grammar.rule(self._value(item, root, grammar))
+            case {"type": "array", "items": dict() | False as item}:
+                refuse((OF_VALUES | {"prefixItems"}) & schema.keys())
                 least, most = schema.get("minItems", 0), schema.get("maxItems", "")
-                if most == 0:
+                if item is False or most == 0:
                     return '"[]"'
+                each = grammar.rule(self._value(item, root, grammar))
                 rest = f'("," {each}){{{max(least - 1, 0)},{most and most - 1}}}'
                 return f'"[" ({each} {rest}){"" if least else "?"} "]"'
             case {"type": "integer" | "number" | "boolean" | "null"}:
                 return grammar.json(resolved(schema, root))
-            case {"type": "object"}:
-                _check_members(schema, _NAME)
-                return '"{}"'
-            case {"type": kind} if "string" not in kind:
+            case {"type": type} if "string" not in type:
                 raise UsageError(
-                    f"tools: this model's calls cannot be held to type {json.dumps(kind)} alone",
-                    hint=LEFT_TO_THE_MODEL,
-                    setting="tools",
+                    f"tools: this model's calls cannot be held to type {json.dumps(type)} alone", hint=LEFT_TO_THE_MODEL
                 )
         return f"{grammar.text(self.quote)} {grammar.until(self.quote, schema)}"
 
@@ -276,35 +268,67 @@ _BRACED_NAME = re.compile(r"\s*call:\s*(?P<name>[^\s{]+)\s*(?={)")
 _NAME, _IDENTIFIER = re.compile(r"[\w.-]+"), re.compile(r"[^\W\d]\w*")
 
 
-# What a schema says of an object's members beside each one's own schema.
-_OF_MEMBERS = frozenset(
-    "$ref allOf anyOf const enum maxProperties minProperties oneOf patternProperties propertyNames".split()
+# What a schema says of an object's members beside each one's own schema, and of choices beside their type.
+_OF_MEMBERS = OF_VALUES | frozenset("maxProperties minProperties patternProperties propertyNames".split())
+_OF_CHOICES = (OF_VALUES - {"enum"}) | frozenset(
+    "additionalProperties exclusiveMaximum exclusiveMinimum format items maximum maxItems maxLength maxProperties "
+    "minItems minLength minProperties minimum multipleOf pattern patternProperties prefixItems properties "
+    "required".split()
 )
+_TYPES = {
+    type(None): "null",
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    str: "string",
+    list: "array",
+    dict: "object",
+}
 
 
-def _check_members(schema: Mapping[str, Any], wanted: re.Pattern[str]) -> None:
-    """Raises UsageError for what only JSON can be held to, and for names that a call without quotes cannot spell."""
+def _members(schema: Mapping[str, Any], wanted: re.Pattern[str]) -> dict[str, Mapping[str, Any]]:
+    """The schemas of the members that a valid schema lets an object have, by name.
+
+    Raises UsageError for what only JSON can be held to, and for names that a call without quotes cannot spell.
+    """
     properties = schema.get("properties", {})
-    if unmet := (_OF_MEMBERS & schema.keys()) | {
-        "required" for name in schema.get("required", ()) if name not in properties
-    }:
-        raise cannot_be_held_to(min(unmet))
-    for key in properties:
+    refuse(_OF_MEMBERS & schema.keys() | {"required" for name in schema.get("required", ()) if name not in properties})
+    members = {key: {} if value is True else value for key, value in properties.items() if value is not False}
+    for key in members:
         if not wanted.fullmatch(key):
             raise UsageError(
                 f"tools: this model's calls cannot spell the argument {json.dumps(key, ensure_ascii=False)}",
                 hint=LEFT_TO_THE_MODEL,
-                setting="tools",
             )
+    return members
 
 
-def _properties(tool: Definition) -> Mapping[str, Any]:
-    properties = tool_parameters(tool).get("properties")
-    return properties if isinstance(properties, Mapping) else {}
+def _choices(schema: Mapping[str, Any]) -> list[Any]:
+    """The values of a valid schema's enum. Raises UsageError for what only JSON can be held to."""
+    refuse(_OF_CHOICES & schema.keys())
+    return [choice for choice in schema["enum"] if _type(choice) in _types(schema)]
+
+
+def _types(schema: object) -> set[str]:
+    """The types of JSON that a schema names, or that its choices have; none where it says neither, or is none."""
+    match schema:
+        case {"type": str(name)}:
+            names = {name}
+        case {"type": [*listed]}:
+            names = {name for name in listed if isinstance(name, str)}
+        case {"enum": [*choices]}:
+            names = set(map(_type, choices))
+        case _:
+            return set()
+    return names | {"integer"} if "number" in names else names
+
+
+def _type(value: object) -> str:
+    return "integer" if isinstance(value, float) and value.is_integer() else _TYPES[type(value)]
 
 
 def _call_of(value: object) -> Written:
-    """The call that is written as an object of JSON. Raises ValueError."""
+    """The call in a JSON object. Raises ValueError."""
     if not isinstance(value, dict):
         raise ValueError("a call is an object")
     name = next((value[key] for key in ("name", "tool_name", "function") if isinstance(value.get(key), str)), None)
@@ -316,7 +340,7 @@ def _call_of(value: object) -> Written:
 
 
 def _object(arguments: object) -> dict[str, Any]:
-    """Arguments as an object: nothing is an empty one, and a text is read. Raises ValueError."""
+    """Arguments as an object; None or a blank text is empty, another text is JSON. Raises ValueError."""
     if isinstance(arguments, str):
         arguments = read_whole(arguments) if arguments.strip() else None
     if arguments is None:
@@ -328,16 +352,15 @@ def _object(arguments: object) -> dict[str, Any]:
 
 def _typed(text: str, name: str, key: str, tools: Sequence[Definition]) -> Any:
     """A value that is spelled without quotes: a text where the tool's schema wants one, else JSON or Python's word."""
-    properties = next((_properties(tool) for tool in tools if tool_name(tool) == name), {})
-    schema = properties.get(key)
-    if isinstance(schema, Mapping) and schema.get("type") == "string":
+    properties = next((tool_properties(tool) for tool in tools if tool_name(tool) == name), {})
+    types = _types(properties.get(key))
+    if types == {"string"}:
         return text
-    if text.strip() in _PYTHON:
-        return _PYTHON[text.strip()]
     try:
-        return read_whole(text)
+        value = _PYTHON[text.strip()] if text.strip() in _PYTHON else read_whole(text)
     except ValueError:
         return text
+    return text if "string" in types and _type(value) not in types else value
 
 
 def _expect(pattern: re.Pattern[str], text: str, at: int) -> re.Match[str]:

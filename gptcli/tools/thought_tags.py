@@ -1,4 +1,4 @@
-"""The tags around what a model thinks before it answers, and how they are found in a text that comes."""
+"""The tags around a model's thoughts, and their beginnings at the end of a text."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ OPENING, CLOSING = "<think>", "</think>"
 
 
 def overlap(text: str, mark: str) -> int:
-    """Characters at the text's end that may begin the mark."""
+    """The number of characters at the text's end that may begin the mark."""
     return max((count for count in range(1, len(mark)) if text.endswith(mark[:count])), default=0)

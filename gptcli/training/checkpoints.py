@@ -1,4 +1,4 @@
-"""The directory of a run, and its checkpoints: each is whole or not there, and the last two are kept."""
+"""The directory of a run, and its checkpoints: each is whole or absent, and the last two are kept."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def output_errors(path: Path) -> Iterator[None]:
 class RunDirectory:
     """The directory of a run. Raises OutputError for what cannot be written.
 
-    What it makes is in the directory itself, with log.jsonl, a line a step. What the run needs is in `training`:
-    run.json with its settings; the model that a run from nothing begins with; the encoded data; checkpoints.
+    Results are in the directory itself, with log.jsonl, a line per event. What the run needs is in `training`: run.json
+    with its settings, the first model of a run from nothing, the encoded data, and checkpoints.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,13 +60,13 @@ class RunDirectory:
 
     @property
     def record(self) -> dict[str, Any] | None:
-        """The record of the run; None if none began here."""
+        """The contents of run.json; None if no run began here."""
         file = self._inside / _RECORD
         return read_json(file) if file.exists() else None
 
     @contextmanager
     def begun(self, record: Mapping[str, Any]) -> Iterator[Path]:
-        """A directory for what the run needs; with the record, it is there once the block ends, or not at all."""
+        """A directory for what the run needs. It appears, with run.json, once the block ends, or not at all."""
         with written_directory(self._inside) as draft:
             yield draft
             (draft / _RECORD).write_text(_json(record), encoding="utf-8")
@@ -77,16 +77,16 @@ class RunDirectory:
         return self.record is None and any(each.name not in own for each in self.path.iterdir())
 
     def steps(self) -> list[int]:
-        """The steps that there is a checkpoint of, in order."""
+        """The steps with a checkpoint, in order."""
         names = (each.name for each in self.checkpoints.glob("step-*") if each.name.removeprefix("step-").isdecimal())
         return sorted(int(name.removeprefix("step-")) for name in names)
 
     def save(
         self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], together: Together
     ) -> None:
-        """Writes a checkpoint: files of tensors by their names, and a state; drops all but the last two.
+        """Writes a checkpoint, files of tensors by name and a state; drops all but the last two.
 
-        Every process calls it. Each writes its files; the first makes the directory, and names it when all have.
+        Every process calls it and writes its files. The first makes the directory, and renames it once all have.
         """
         target = self.checkpoints / f"step-{step:08}"
         with ExitStack() as stack:
@@ -111,7 +111,7 @@ class RunDirectory:
                 shutil.rmtree(self.checkpoints / f"step-{old:08}", ignore_errors=True)
 
     def load(self, step: int) -> tuple[Callable[[str], dict[str, Tensor]], dict[str, Any]]:
-        """What reads a checkpoint's tensors by the name of their file, and its state."""
+        """A function that reads a checkpoint's tensors by the name of their file; and its state."""
         source = self.checkpoints / f"step-{step:08}"
         return lambda name: load_file(source / name), read_json(source / _STATE)
 
@@ -125,7 +125,7 @@ class RunDirectory:
 
 @contextmanager
 def written_directory(target: Path) -> Iterator[Path]:
-    """A directory to write; it is renamed to `target` once its bytes are on disk, and removed if that fails.
+    """A directory to write; renamed to `target` once its bytes are on disk, removed if that fails.
 
     Raises OutputError for what the system refuses.
     """

@@ -1,6 +1,6 @@
-"""Encoded sequences in flat files, which a run reads again and again without holding them in memory.
+"""Encoded sequences in flat files, which a run maps instead of holding them in memory.
 
-A token is 4 bytes: its id, and a bit for those that are not learned. Another file has 8 bytes for each sequence's end.
+A token is 4 bytes: its id, and a bit, set if it is not learned. A second file has each sequence's end, in 8 bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TRAIN, HELD_OUT = "train", "held-out"
 
 
 class Corpus:
-    """Sequences of a pair of files, the shortest of 2 tokens."""
+    """The sequences of a pair of files; each has at least 2 tokens."""
 
     def __init__(self, directory: Path, name: str) -> None:
         self._ends = _mapped(directory / f"{name}.ends", np.int64)
@@ -66,7 +66,7 @@ class CorpusWriter:
         self.sequences = self._end = 0
 
     def add(self, ids: Sequence[int], learned: Sequence[bool] | None = None) -> None:
-        """Adds a sequence; without `learned`, all of it is. Raises OSError."""
+        """Adds a sequence. learned: which tokens are learned; None: all. Raises OSError."""
         row = np.asarray(ids, np.uint32)
         if learned is not None:
             row |= np.where(np.asarray(learned), 0, _NOT_LEARNED).astype(np.uint32)
@@ -79,7 +79,7 @@ class CorpusWriter:
 class Encoder:
     """Encodes documents into sequences of at most `block_size` tokens.
 
-    end: the ids that end a text. truncate: cuts examples that are longer, which are refused otherwise.
+    end: the ids that end a text. truncate: cuts longer examples, which are refused otherwise.
     """
 
     def __init__(
@@ -88,8 +88,8 @@ class Encoder:
         self._tokenizer, self._template, self._end = tokenizer, template, end
         self._block_size, self._truncate = block_size, truncate
         self.cut = 0  # examples that were longer than a block
-        self.left_out: list[str] = []  # where examples were that had nothing left to learn
-        self._too_long: list[tuple[str, int]] = []  # where, and how many tokens
+        self.left_out: list[str] = []  # locations of examples with nothing left to learn
+        self._too_long: list[tuple[str, int]] = []  # location, tokens
 
     def write(self, documents: Iterable[Document], train: CorpusWriter, held_out: CorpusWriter, every: int) -> None:
         """Writes every document; holds out one of `every` sequences, none if that is 0.
@@ -101,7 +101,7 @@ class Encoder:
             if last is not None:
                 (held_out if every and index % every == 0 else train).add(*last)
             last = sequence
-        if last is not None:  # it is held out if nothing else is
+        if last is not None:  # held out if nothing else is
             (held_out if every and train.sequences and not held_out.sequences else train).add(*last)
         if self._too_long:
             (where, count), number = self._too_long[0], len(self._too_long)

@@ -1,4 +1,4 @@
-"""What a model learns from: texts, prompts with completions, conversations; and their tokens."""
+"""Training data: texts, prompts with completions, conversations; and their tokens."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from gptcli.text.long_text.chunks import encode_chunks
 from gptcli.text.messages import BadMessage, Message, messages_of
 from gptcli.text.tokenizer import Tokenizer
 
-_PIECE = 1 << 24  # most characters that are encoded at once for lack of a place to cut
+_PIECE = 1 << 24  # most characters encoded at once where a text cannot be cut
 _NO_TOOLS: tuple[Any, ...] = (None, "", "[]", "null", [], {})
 _NO_CALLS = "calls of tools cannot be learned, nor what tools answer"
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text that comes in blocks; every token of it is learned. Texts are packed, several in a sequence."""
+    """A text in blocks, learned whole. Several texts may share a sequence."""
 
     blocks: Iterable[str]
     where: str
@@ -28,7 +28,7 @@ class Text:
 
 @dataclass(frozen=True)
 class PromptCompletion:
-    """A prompt, and what the model is to answer: only that is learned."""
+    """A prompt and the model's answer; only the answer is learned."""
 
     prompt: str
     completion: str
@@ -37,7 +37,7 @@ class PromptCompletion:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages. What the assistant says is learned, from the message numbered `first`, counted from 0."""
+    """Messages. The assistant's are learned, from index `first` on."""
 
     messages: tuple[Message, ...]
     where: str
@@ -48,7 +48,7 @@ Document = Text | PromptCompletion | Conversation
 Tokens = tuple[list[int], list[bool]]  # ids, and which of them are learned
 
 
-# What data calls a question, what it is about, and its answer.
+# Names of fields for a question, its context, and its answer.
 _ANSWERED = (
     ("instruction", "input", "output"),
     ("instruction", "context", "response"),
@@ -56,11 +56,11 @@ _ANSWERED = (
     ("question", None, "answer"),
 )
 _SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
-_LEARNED = ("weight", "loss", "train")  # what turns call it whether they are learned
+_LEARNED = ("weight", "loss", "train")  # a turn's fields that tell whether it is learned
 
 
 def document_of(fields: Mapping[str, Any], where: str) -> tuple[Document, frozenset[str]]:
-    """The document that a line of JSON, or a row of CSV, holds, and the fields that it is made of.
+    """The document of a line of JSON or a row of CSV, and the fields that it was made from.
 
     Raises InputError for anything else.
     """
@@ -99,7 +99,7 @@ def _message(role: str, content: str) -> dict[str, str]:
 
 
 def _said(turn: Any, where: str) -> dict[str, Any]:
-    """A turn as ShareGPT has it, as a message; one that is a message already as it is."""
+    """A message from ShareGPT's form of a turn; a turn that is a message already is returned."""
     match turn:
         case {"from": str(speaker), "value": str(value)}:
             refused = {name: turn[name] for name in _LEARNED if turn.get(name) == 0}
@@ -130,7 +130,7 @@ def _conversation(messages: Sequence[Any], where: str) -> Conversation:
 
 
 def text_tokens(text: Text, tokenizer: Tokenizer, end: Sequence[int]) -> Iterator[list[int]]:
-    """The ids of a text in pieces, with what the tokenizer puts before a text, and `end` after it."""
+    """The ids of a text, in pieces, between the tokenizer's first and last tokens of texts; `end` if it has no last."""
     yield list(tokenizer.surroundings[0])
     for chunk in encode_chunks(tokenizer, text.blocks, special=False, largest=_PIECE, where=text.where):
         yield chunk.ids
@@ -152,7 +152,7 @@ def example_tokens(
 
 
 def _conversation_tokens(conversation: Conversation, tokenizer: Tokenizer, template: ChatTemplate) -> Tokens:
-    """A turn of the assistant is learned from where the model begins to speak to the token that ends the turn."""
+    """The ids, and which are learned: in the assistant's turns, those from the first generated to the turn's end."""
     messages = conversation.messages
     tokens = transcript(messages, template, tokenizer)
     ids = [token.id for token in tokens]
@@ -165,7 +165,7 @@ def _conversation_tokens(conversation: Conversation, tokenizer: Tokenizer, templ
             continue
         if not own:
             raise InputError(f"{conversation.where}: the chat template hides what the assistant says")
-        # The model speaks after what the template renders of the messages before. Some templates shorten earlier turns.
+        # Generation starts after the rendered earlier messages, unless the template now renders those differently.
         before = template.render(messages[:index], tokenizer) if index else []
         start = len(before) if ids[: len(before)] == before else own[0].position
         closing = max((token.position for token in own if token.special), default=own[-1].position)

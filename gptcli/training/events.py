@@ -1,4 +1,4 @@
-"""What happens in a training run."""
+"""The events of a training run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Step:
-    """A step that is done: its mean loss in nats a learned token, rate, norm of the gradient, tokens and seconds."""
+    """A finished step: its mean loss in nats per learned token, rate, norm of the gradient, tokens and seconds."""
 
     step: int
     loss: float
@@ -21,7 +21,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The held-out loss after `step` steps, in nats a token."""
+    """The held-out loss after `step` steps, in nats per token."""
 
     step: int
     held_out_loss: float
@@ -29,7 +29,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Sampled:
-    """What the model says after `step` steps."""
+    """The model's continuation of a prompt after `step` steps."""
 
     step: int
     prompt: str

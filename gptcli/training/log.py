@@ -1,4 +1,4 @@
-"""The log of a run, a line of JSON an event, and its curve as an SVG picture."""
+"""The log of a run, a line of JSON per event, and its curve as an SVG picture."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """The log's lines; an incomplete last one is left out."""
+    """The log's lines without an incomplete last one."""
     with path.open(encoding="utf-8") as file:
         for line in file:
             if line.endswith("\n"):

@@ -20,7 +20,7 @@ from gptcli.training.sharding import share, whole
 from gptcli.training.together import Together
 
 _EVALUATIONS = 10  # in a run, unless the settings say otherwise
-_MOST_HELD_OUT = 128  # sequences that a held-out loss is of
+_MOST_HELD_OUT = 128  # sequences in a held-out loss
 _WEIGHTS, _OPTIMIZER = "weights", "optimizer"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter
 
@@ -29,7 +29,7 @@ Sampler = Callable[[str], str]
 
 
 def not_decayed(decoder: Decoder) -> set[nn.Parameter]:
-    """What weight decay spares: biases and the weights of norms, whatever their shapes, as transformers' Trainer."""
+    """Parameters without weight decay: biases and norms' weights of any shape, as in transformers' Trainer."""
     return {
         each
         for name, each in decoder.named_parameters()
@@ -38,10 +38,10 @@ def not_decayed(decoder: Decoder) -> set[nn.Parameter]:
 
 
 class Training:
-    """One run in the course of its steps.
+    """One run, step by step.
 
-    parameters: those that are trained, by name. sample: continues a prompt. Whatever the run depends on is in its
-    checkpoints, so that a resumed run computes what it would have computed.
+    parameters: the trained ones, by name. sample: continues a prompt. Checkpoints have all that a run depends on, so a
+    resumed run computes the same.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Training:
     def run(self, stopped: Callable[[], bool]) -> Iterator[TrainingEvent]:
         """Trains to the end, or until `stopped`, which leaves a checkpoint.
 
-        Raises Diverged for NaN or infinity, with the weights of the last step, and OutputError.
+        Raises OutputError, and Diverged for NaN or infinity; the last good step is then saved.
         """
         saved_at = time.monotonic()
         every = self.settings.eval_every or max(1, math.ceil(self.steps / _EVALUATIONS))
@@ -128,7 +128,7 @@ class Training:
         own_loss = torch.stack(losses).sum() if losses else torch.zeros((), device=self._device)
         loss = (self._together.sum(own_loss) / total).item()
         trained = list(self.parameters.values())
-        if not self.settings.fsdp:  # which has summed them
+        if not self.settings.fsdp:  # which sums them itself
             self._together.sum_gradients(trained)
         total_norm = nn.utils.get_total_norm([each.grad for each in trained if each.grad is not None])
         norm = whole(total_norm).item()
@@ -148,7 +148,7 @@ class Training:
         return Step(self.step, loss, rate, norm, tokens, total, time.monotonic() - started)
 
     def _batches(self, chosen: list[int]) -> list[tuple[Tensor, Tensor]]:
-        """What this process runs of the sequences of a step."""
+        """This process's batches of a step's sequences."""
         own, rows = self._together.part(chosen), self.settings.rows
         batches = [self._train.batch(own[start : start + rows]) for start in range(0, len(own), rows)]
         if self.settings.fsdp:  # all run equally many: each needs the others' shares of the weights
@@ -167,7 +167,7 @@ class Training:
         return self._order[1][index * size : (index + 1) * size]
 
     def _look(self) -> Iterator[TrainingEvent]:
-        """The held-out loss, and samples. The other processes wait for the first, unless it needs their shares."""
+        """The held-out loss, and samples; by the first process alone, unless it needs the others' shares."""
         if not (self._together.leads or self.settings.fsdp):
             return
         if len(self._held_out):

@@ -21,7 +21,7 @@ from gptcli.model.decoder import Decoder
 
 
 class Update(nn.Module):
-    """The factors of dropout(x) @ down.T @ up.T * scale; it is zero until it is trained, as up is."""
+    """The factors of dropout(x) @ down.T @ up.T * scale. It begins as zero, as `up` does."""
 
     def __init__(self, columns: int, rows: int, rank: int, scale: float, dropout: float) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class TrainedLinear(nn.Module):
     def _lowered(self, x: Tensor) -> Tensor:
         """x: (n, in_features) to (n, ranks of all updates)."""
         updates = self._own.values()
-        if self.training and any(update.dropout for update in updates):  # each drops others of x
+        if self.training and any(update.dropout for update in updates):  # each update drops other entries of x
             return torch.cat([F.linear(F.dropout(x, update.dropout), update.down) for update in updates], -1)
         return F.linear(x, torch.cat([update.down for update in updates]))
 
@@ -75,8 +75,8 @@ class Lora:
     ) -> None:
         """Adds updates to the layers of a decoder whose weights are frozen.
 
-        targets: the last parts of modules' names; none are all linear layers, but for states, routers and experts,
-        which PEFT does not take. Raises UsageError for one that no layer has.
+        targets: the last parts of modules' names; none: all linear layers except states, routers and experts, which
+        PEFT does not adapt. Raises UsageError for one that no layer has.
         """
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
         self.updates: dict[str, Update] = {}
@@ -104,7 +104,7 @@ class Lora:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What is trained, by name."""
+        """The trained parameters, by their names in files."""
         named: dict[str, nn.Parameter] = {}
         for module, update in self.updates.items():
             named |= {f"{module}.lora_A.weight": update.down, f"{module}.lora_B.weight": update.up}
@@ -113,7 +113,7 @@ class Lora:
     def write(self, target: Path, base: str, values: Mapping[str, Tensor]) -> None:
         """Writes adapter_config.json and adapter_model.safetensors into a directory. Raises OSError.
 
-        values: of `parameters`, whole.
+        values: those of `parameters`, gathered from all processes.
         """
         tensors = {f"{PREFIX}{name}": value.cpu().contiguous() for name, value in values.items()}
         save_file(tensors, target / ADAPTER_WEIGHTS, {"format": "pt"})

@@ -1,4 +1,4 @@
-"""The loss of texts, the mean of their learned tokens' negative log-likelihoods, and its gradient."""
+"""The loss of texts, the mean negative log-likelihood of their learned tokens, and its gradient."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from gptcli.model.decoder import Decoder
 
-_CHUNK = 1 << 24  # logits held at once: those of all tokens would take more memory than a small model
+_CHUNK = 1 << 24  # logits in memory at once; all tokens' would take more than a small model
 
 
 def loss_of(decoder: Decoder, tokens: Tensor, learned: Tensor) -> Tensor:
@@ -21,10 +21,10 @@ def loss_of(decoder: Decoder, tokens: Tensor, learned: Tensor) -> Tensor:
 
 
 def add_gradients(decoder: Decoder, tokens: Tensor, learned: Tensor, total: int) -> Tensor:
-    """Adds the gradient of the sum of losses / total to the parameters' gradients; returns that sum, in nats.
+    """Adds the gradient of (sum of losses) / total to the parameters' gradients; returns the sum, in nats.
 
-    tokens: (B, T) ids, rows padded at their end with any. learned: (B, T) bool, which tokens the model is to say.
-    total: how many tokens of all batches of the step are. The logits of a few tokens are held at a time.
+    tokens: (B, T) ids, padded at the end of rows with any. learned: (B, T) bool, which tokens are learned. total: the
+    learned tokens of all batches of the step. Only a few tokens' logits are in memory at a time.
     """
     hidden, targets = _before_learned(decoder, tokens, learned)
     leaf = hidden.detach().requires_grad_()
@@ -39,7 +39,7 @@ def add_gradients(decoder: Decoder, tokens: Tensor, learned: Tensor, total: int)
 
 
 def _before_learned(decoder: Decoder, tokens: Tensor, learned: Tensor) -> tuple[Tensor, Tensor]:
-    """The hidden states after which the learned tokens come, (n, hidden), and those tokens (n,)."""
+    """The hidden states before the learned tokens, (n, hidden), and these tokens, (n,)."""
     follows = learned[:, 1:]
     return decoder.run_whole(tokens[:, :-1])[follows], tokens[:, 1:][follows]
 

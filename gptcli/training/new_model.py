@@ -38,7 +38,7 @@ _SPREAD = 0.02  # the standard deviation of weights, unless the config has an in
 
 
 def train_tokenizer(texts: Iterable[str], size: int, target: Path) -> int:
-    """Writes a byte-level BPE tokenizer of at most `size` tokens into a directory; returns how many it has."""
+    """Trains a byte-level BPE tokenizer of at most `size` tokens and writes it to a directory; returns its size."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -60,10 +60,10 @@ def train_tokenizer(texts: Iterable[str], size: int, target: Path) -> int:
 
 
 def write_new_model(config: Mapping[str, Any], end: int | None, target: Path, seed: int) -> None:
-    """Writes config.json and random weights as transformers initializes them, but drawn in another order.
+    """Writes config.json and random weights, distributed as transformers' but drawn in another order.
 
-    All follow GPT-2's rule: normal, less spread where a layer adds to the residual stream; norms of 1, biases of 0.
-    end: the id that ends a text. Raises InvalidModel for a config that is none, and OSError.
+    All follow GPT-2's rule: normal, with less deviation where a layer adds to the residual stream; norms are 1, biases
+    0. end: the id that ends a text. Raises InvalidModel for an unusable config, and OSError.
     """
     fields = dict(config)
     if end is not None:
@@ -90,7 +90,7 @@ def write_new_model(config: Mapping[str, Any], end: int | None, target: Path, se
 
 
 def _shapes(recipe: Recipe, shape: tuple[int, ...], decoder: Decoder, name: str) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors that a parameter of a shape is made of."""
+    """The shapes of the tensors from which a recipe makes a parameter of this shape."""
     match recipe:
         case Take(tensor):
             return {tensor: shape}
@@ -116,7 +116,7 @@ def _shapes(recipe: Recipe, shape: tuple[int, ...], decoder: Decoder, name: str)
 
 
 def _sizes(parent: nn.Module, whole: int, count: int) -> list[int]:
-    """How many rows each part of a joined matrix has: q, k and v their heads, others in equal shares."""
+    """The rows of each part of a joined matrix: q, k and v have their heads', other parts equally many."""
     if isinstance(parent, Attention) and count == 3:
         keys = parent.config.kv_heads * parent.config.head_dim
         return [whole - 2 * keys, keys, keys]

@@ -1,4 +1,4 @@
-"""A training run from its settings to the model or adapter that it makes."""
+"""A training run, from its settings to the trained model or adapter."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ Progress = Callable[[str, int, int], None]  # what is done, and how far
 def begin(
     directory: RunDirectory, settings: TrainSettings, base: Path | None, documents: Documents, note: Note
 ) -> None:
-    """Makes what a run begins with: its model, if that is new, and the encoded data; all of it, or nothing.
+    """Prepares a run: encodes its data and, without a base model, makes the first one; all of it, or nothing.
 
-    base: the folder of the model that is trained, if there is one. documents: opens data by its name.
-    Raises InputError and others for data that cannot be used, and OutputError.
+    base: the folder of the model to train; None: a new one. documents: opens data by its name. Raises InputError and
+    others for data that cannot be used, and OutputError.
     """
     ranks = ranks_here()
     record = {
@@ -81,7 +81,7 @@ def begin(
 
 
 def _stays_packed(folder: ModelFolder) -> bool:
-    """Whether packed weights are expanded for each product, not once: that is slow where other processes run."""
+    """Whether packed weights stay packed and are expanded for each product, which saves memory and is slower."""
     mixture = any(isinstance(block.mlp, MoeConfig) for block in folder.architecture.config.blocks)
     return mixture or 4 * folder.parameter_count > free_memory() / 4
 
@@ -197,9 +197,9 @@ class Run:
         return Lora(self.folder, self.decoder, rank, alpha, self.settings.lora_dropout, self.settings.lora_targets)
 
     def _all(self, note: Note) -> dict[str, nn.Parameter]:
-        """Every parameter whose tensors can be computed from it; those made of the same tensors are shared.
+        """Every parameter from which its tensors can be computed; those made of the same tensors are shared.
 
-        Constants are left out, as they are no parameters in transformers.
+        Constants are left out; they are no parameters in transformers either.
         """
         of_sources, found, left = dict[tuple[str, ...], nn.Parameter](), dict[str, nn.Parameter](), list[str]()
         for name, recipe in self.folder.architecture.parameters.items():
@@ -224,7 +224,7 @@ class Run:
         return {name: self.decoder.get_parameter(name) for name in names}
 
     def events(self, stopped: Callable[[], bool]) -> Iterator[TrainingEvent]:
-        """Trains, keeps the log, and writes the result if it comes to the end. Raises as `Training.run` does."""
+        """Trains and logs; writes the result at the end. Raises as `Training.run` does."""
         if not self.together.leads:
             yield from self.training.run(stopped)
             if self.training.step == self.training.steps:
@@ -239,7 +239,7 @@ class Run:
             self._write_result()
 
     def _result(self) -> dict[str, Tensor]:
-        """The values of what is written, from the shares of all processes."""
+        """The values to write, gathered from all processes."""
         if self.lora is not None:
             parameters = self.lora.parameters
         else:
@@ -255,13 +255,13 @@ class Run:
                 write_dense(self.folder, draft, values.__getitem__)
             else:
                 self.lora.write(draft, self.settings.model or "", values)
-                if self.folder.gguf is None:
+                if not self.folder.is_gguf:
                     copy_texts(self.folder, draft)
         move_result(directory)
 
     @torch.no_grad()
     def _sample(self, prompt: str) -> str:
-        """Continues a prompt; the same weights always give the same text, and training is not affected."""
+        """Continues a prompt. The same weights give the same text; training is not affected."""
         ids = self.tokenizer.encode(prompt) or list(self.tokenizer.stop_ids)
         self.decoder.eval()
         sampler = TorchSampler(
@@ -276,11 +276,11 @@ class Run:
 
 
 def move_result(directory: RunDirectory) -> None:
-    """Moves a finished result to where its files belong, and removes what only training needs."""
+    """Moves a finished result into the run's directory, and removes what only training needs."""
     result = directory.path / "result"
     if result.exists():
         with output_errors(directory.path):
-            # The file that makes a folder a model comes last.
+            # Last comes the file that makes the folder a model.
             for file in sorted(result.iterdir(), key=lambda file: file.name in ("config.json", ADAPTER_CONFIG)):
                 os.replace(file, directory.path / file.name)
             result.rmdir()

@@ -1,4 +1,4 @@
-"""What a training run is told, as one record that its directory keeps."""
+"""The settings of a training run; run.json keeps them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ Schedule = Literal["cosine", "linear", "constant"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """A run's settings. Counts are of sequences, optimizer steps or tokens, as the names say.
+    """A run's settings.
 
-    data: files, `-` for stdin. model: None for random weights. lora: the rank; None trains every weight. micro_batch:
-    sequences that are run at once; None for all of a batch. max_steps: None for `epochs`. warmup: steps.
+    data: files, `-` for stdin. model: None for random weights. lora: the rank; None trains every weight. block_size:
+    tokens. batch_size: sequences. micro_batch: sequences run at once; None: all of a batch. max_steps: None: see
+    `epochs`. warmup: steps.
     """
 
     data: tuple[str, ...]
@@ -96,12 +97,12 @@ class TrainSettings:
 
     @property
     def record(self) -> dict[str, Any]:
-        """As JSON spells it."""
+        """The settings as JSON has them."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Reads `record`. Raises UsageError for a name that is unknown, from a newer version say."""
+        """Reads `record`. Raises UsageError for an unknown name, from a newer version say."""
         known = {field.name for field in fields(cls)}
         if unknown := set(record) - known:
             raise UsageError(f"there is no setting {min(unknown)}")

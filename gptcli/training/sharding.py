@@ -1,6 +1,6 @@
-"""Fully sharded training (Rajbhandari et al., 2020): each process holds a share of every weight.
+"""Fully sharded training (Rajbhandari et al., 2020): each process has a share of every weight, gradient and moment.
 
-Its gradient and moments are shared alike. A block's weights are whole in a process only while the block runs there.
+A process has a block's whole weights only while it runs the block.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from gptcli.model.decoder import Decoder
 
 
 def shard(decoder: Decoder, device: torch.device) -> None:
-    """Shares a decoder's parameters among all processes, on their devices. Raises UsageError if that cannot be."""
-    held = Counter(parameter for block in decoder.blocks for parameter in set(block.parameters()))
-    if any(count > 1 for count in held.values()):
+    """Shares out a decoder's parameters among all processes, on their devices. Raises UsageError if it cannot."""
+    uses = Counter(parameter for block in decoder.blocks for parameter in set(block.parameters()))
+    if any(count > 1 for count in uses.values()):
         raise UsageError("--fsdp cannot share out weights that several layers have in common", "leave --fsdp out")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for module in (*decoder.blocks, decoder):
@@ -33,17 +33,17 @@ def shard(decoder: Decoder, device: torch.device) -> None:
 
 
 def reshard(decoder: nn.Module) -> None:
-    """Leaves each process its shares alone; does nothing to a decoder that is not sharded."""
+    """Leaves each process only its shares; does nothing if the decoder is not sharded."""
     for module in decoder.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor from the shares of all processes, which all must ask for; others as they are."""
+    """A tensor gathered from all processes, which must all call this; a tensor that is not shared is returned."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def share(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor, in the same memory."""
+    """This process's share of a tensor, in the same memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,4 +1,4 @@
-"""Data-parallel training: each process that `torchrun` started runs its part of a batch; their gradients are summed."""
+"""Data-parallel training: each of torchrun's processes runs its part of a batch; gradients are summed."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _PATIENCE = timedelta(hours=12)  # rank 0 may encode data, or save to a slow dis
 
 
 class Together:
-    """The processes of a run. With a single process, every method returns what it gets."""
+    """The processes of a run. With a single process, every method returns its argument."""
 
     def __init__(self, ranks: Ranks | None, device: str = "cpu") -> None:
-        """device: as the command line spells it. Raises NoSuchDevice."""
+        """device: as on the command line. Raises NoSuchDevice."""
         self.rank, self.ranks = (0, 1) if ranks is None else (ranks.rank, ranks.ranks)
         if ranks is not None and not dist.is_initialized():
             backend = "nccl" if device_of(device, ranks).type == "cuda" else "gloo"
@@ -30,25 +30,25 @@ class Together:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes and shows what happens."""
+        """Whether this process writes and prints."""
         return self.rank == 0
 
     def told(self, value: Any) -> Any:
-        """What rank 0 has."""
+        """Rank 0's value."""
         values = [value]
         if self.ranks > 1:
             dist.broadcast_object_list(values)
         return values[0]
 
     def gathered(self, value: Any) -> list[Any]:
-        """What each process has, by its rank."""
+        """Each process's value, by rank."""
         values = [value] * self.ranks
         if self.ranks > 1:
             dist.all_gather_object(values, value)
         return values
 
     def agreed(self, work: Callable[[], _Result]) -> _Result:
-        """Does work in every process. Raises in each the first error of any: none waits for one that failed."""
+        """Does work in every process. The first error is raised in all, so none waits for one that failed."""
         error: GptcliError | None = None
         try:
             result = work()
@@ -60,7 +60,7 @@ class Together:
         return result
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum of a tensor over all processes, in its place."""
+        """Sums a tensor over all processes, in place."""
         if self.ranks > 1:
             dist.all_reduce(value)
         return value
@@ -70,7 +70,7 @@ class Together:
         return flag if self.ranks == 1 else bool(self.sum(torch.tensor(float(flag), device=device)) > 0)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sums gradients; a process without one for a parameter adds nothing."""
+        """Sums gradients over all processes; a missing one counts as zero."""
         if self.ranks > 1:
             for parameter in parameters:
                 if parameter.grad is None:
@@ -78,6 +78,6 @@ class Together:
                 dist.all_reduce(parameter.grad)
 
     def part(self, chosen: list[int], rank: int | None = None) -> list[int]:
-        """This process's part of the sequences of a step, or another's; the first has most."""
+        """This process's part of a step's sequences, or that of another rank; the first has most."""
         size, rank = -(-len(chosen) // self.ranks), self.rank if rank is None else rank
         return chosen[rank * size : (rank + 1) * size]

@@ -1,9 +1,9 @@
 """Kills conversations with SIGKILL, over and over, and checks what is left of them.
 
 `python -m tests.chat.kills 1000` has a scripted person talk to a scripted model. Each conversation runs in a new
-process at a new terminal, and is killed at a random moment or during a random write. Afterwards the session must be
-what the person had seen at the last prompt, perhaps with the action that was under way: no turn whose prompt came is
-lost. The next process continues the same session. Exits with 1 at the first loss.
+process at a new terminal, and is killed at a random moment or during a random write. Afterwards the session must have
+every turn that was complete at the last prompt, and may have the action that was under way. The next process continues
+the same session. Exits with 1 at the first loss.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class _Unlike(Script):
 
 @dataclass(frozen=True)
 class Action:
-    """What a person types, what the screen shows when it is done, and the turns then; a reply of "" is any."""
+    """What a person types, what the screen shows once it is done, and the turns then. A reply of "" stands for any."""
 
     keys: str
     shows: str
@@ -70,7 +70,7 @@ class Action:
 
     @property
     def awaits_reply(self) -> bool:
-        """Whether it is a question."""
+        """Whether the action asks a question."""
         return bool(self.turns) and not self.turns[-1][1]
 
     def may_have_left(self, turns: Turns) -> bool:
@@ -130,7 +130,7 @@ def spawn(name: str, dies_in_write: int | None, dice: random.Random) -> tuple[in
 
 
 def converse(name: str, talk: Talk, dice: random.Random, report: Report) -> tuple[Talk, Action | None]:
-    """Talks until the kill. Returns what was complete then, and what was under way."""
+    """Talks until the kill. Returns what was complete, and the action that was under way."""
     in_write = dice.random() < 0.5
     process, terminal = spawn(name, dice.randint(1, _LAST_WRITE) if in_write else None, dice)
     ends = time.monotonic() + (_PATIENCE_S if in_write else dice.uniform(0, _LATEST_S))

@@ -218,7 +218,7 @@ def test_an_empty_file_that_a_kill_left_is_no_session_and_blocks_no_name() -> No
     assert len(read_session("other")) == len(EVENTS)
 
 
-# Takes the name and lets it go, over and over, as long as nobody else has it meanwhile.
+# Takes and releases the name again and again; fails if another process has it meanwhile.
 TAKER = """
 import os, sys
 from gptcli.chat.storage import SessionFile

@@ -26,27 +26,27 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from gptcli.checkpoint.config.reference_fields import PATH
 from gptcli.checkpoint.registry import FAMILIES, SAME_AS
 
-# What every text model runs through, besides what its own modules import.
+# Modules that every text model uses, besides those that its own modules import.
 SHARED = (
     "activations", "cache_utils", "configuration_utils", "core_model_loading", "integrations.eager_paged",
     "integrations.hub_kernels", "integrations.moe", "integrations.sdpa_attention", "masking_utils", "modeling_layers",
     "modeling_rope_utils", "modeling_utils",
 )  # fmt: skip
-# What a model's modules import that computes no logits from a config's fields. Any other module counts as the model's.
+# Modules that a model imports and that compute no logits from a config's fields. All others count as the model's.
 _BESIDE = (
     "conversion_mapping", "distributed", "generation", "initialization", "integrations.peft", "loss",
     "modeling_flash_attention_utils", "modeling_outputs", "models.auto", "monkey_patching", "processing_utils", "utils",
 )  # fmt: skip
-# Configs of other things than the model.
+# Configs that are not the model's.
 _OTHER_CONFIGS = ("compile", "deepspeed", "distributed", "generation", "kernel", "load", "peft", "quantization", "tp")
 _LOOKUPS = ("getattr", "hasattr", "setattr", "delattr")
-# Parts of the names of functions whose keywords are no fields of a config.
+# Parts of names of functions whose keywords are not fields of a config.
 _TAKES_NO_FIELDS = ("pretrained", "from_", "get_config", "push_to_hub", "forward", "mask", "resolve", "load")
 _KEYED = ("pop", "get", "setdefault")
 
 
 def reference_fields() -> dict[str, Any]:
-    """What the data file holds, from the installed transformers."""
+    """The data file's content, from the installed transformers."""
     shared = fields_read(map(module_of, shared_names()))
     types = sorted(FAMILIES.keys() - SAME_AS.keys())
     read = {model_type: fields_read(modules_of(model_type)) for model_type in types}

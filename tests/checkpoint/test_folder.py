@@ -32,13 +32,6 @@ def refuses(path: Path, complaint: str, kind: type[Exception] = InvalidModel) ->
         gptcli.load(path, device="cpu")
 
 
-def test_shards_give_the_same_logits_as_one_file(tiny_model: Path, tmp_path: Path) -> None:
-    sharded = shutil.copytree(tiny_model, tmp_path / "sharded")
-    shard(sharded)
-    ids = list(range(3, 40))
-    assert gptcli.load(sharded).logits(ids).equal(gptcli.load(tiny_model).logits(ids))
-
-
 Q = "model.layers.0.self_attn.q_proj."
 
 

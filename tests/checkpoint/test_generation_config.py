@@ -1,4 +1,4 @@
-"""What is done of a generation_config.json, what is noted, and that no field is forgotten."""
+"""Every field of a generation_config.json is applied, noted or ignored on purpose."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_length_of_the_whole_context_is_not_noted() -> None:
     assert [noted({"max_length": length}) for length in (63, 64, 4096)] == [("max_length",), (), ()]
 
 
-FIRST = 150  # what the tiny model says first
+FIRST = 150  # the tiny model's first token
 
 
 @pytest.mark.parametrize(

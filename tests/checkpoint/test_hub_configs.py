@@ -1,4 +1,4 @@
-"""Configs as various tools wrote them on the Hugging Face hub are understood. Sizes are shrunk."""
+"""Configs from the Hugging Face hub, as various tools wrote them, are understood. Sizes are shrunk."""
 
 from __future__ import annotations
 
@@ -49,7 +49,23 @@ DEEPSEEK_V3 = DEEPSEEK | {
     "quantization_config": {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8",
                             "weight_block_size": [128, 128]},
 }  # fmt: skip
+NEMOTRON3 = {
+    "model_type": "nemotron_h", "auto_map": {"AutoConfig": "configuration_nemotron_h.NemotronHConfig",
+    "AutoModelForCausalLM": "modeling_nemotron_h.NemotronHForCausalLM"}, "attention_bias": False, "chunk_size": 128,
+    "conv_kernel": 4, "expand": 2, "head_dim": 128, "hidden_dropout": 0.0, "hybrid_override_pattern": "ME",
+    "layer_norm_epsilon": 1e-05, "mamba_head_dim": 64, "mamba_hidden_act": "silu", "mamba_num_heads": 64,
+    "mamba_proj_bias": False, "mamba_ssm_cache_dtype": "float32", "mlp_bias": False, "mlp_hidden_act": "relu2",
+    "moe_intermediate_size": 1856, "moe_shared_expert_intermediate_size": 3712, "n_group": 1, "n_groups": 8,
+    "n_routed_experts": 128, "n_shared_experts": 1, "norm_eps": 1e-05, "norm_topk_prob": True,
+    "num_experts_per_tok": 6, "num_logits_to_keep": 1, "pad_token_id": 0, "partial_rotary_factor": 1.0,
+    "rescale_prenorm_residual": True, "residual_in_fp32": False, "rope_theta": 10000, "routed_scaling_factor": 2.5,
+    "sliding_window": None, "ssm_state_size": 128, "time_step_floor": 0.0001, "time_step_max": 0.1,
+    "time_step_min": 0.001, "topk_group": 1, "use_bias": False, "use_conv_bias": True, "use_mamba_kernels": True,
+}  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
+    "Nemotron 3 Nano": NEMOTRON3,
+    "Nemotron 3 Super": NEMOTRON3 | {"moe_latent_size": 1024, "moe_shared_expert_overlap": False,
+         "mtp_hybrid_override_pattern": "*E", "num_nextn_predict_layers": 1, "time_step_limit": [0.0, float("inf")]},
     "Llama 1, converted early": {"model_type": "llama", "max_sequence_length": 2048, "pad_token_id": -1},
     "Llama 2": {"model_type": "llama", "pretraining_tp": 1, "rope_scaling": None, "_name_or_path": "x"},
     "Llama 3.1": {"model_type": "llama", "attention_bias": False, "eos_token_id": [1, 8, 9], "mlp_bias": False,
@@ -280,7 +296,18 @@ LLAMA4_AROUND = {
     "model_type": "llama4", "boi_token_index": 200080, "eoi_token_index": 200081, "image_token_index": 200092,
     "vision_config": {},
 }  # fmt: skip
+EXAONE = {
+    "_num_mtp_layers": 1, "layer_types": ["sliding_attention", "full_attention"], "mtp_loss_scaling_factor": 0.05,
+    "mtp_share_layers": True, "num_nextn_predict_layers": 1, "model_type": "exaone4_5_text", "sliding_window": 4096,
+    "sliding_window_pattern": "LLLG", "rope_scaling": LLAMA3 | {"rope_theta": 1000000.0},
+}  # fmt: skip
 WITH_IMAGES: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
+    "EXAONE 4.5, as first released": ({"model_type": "exaone4_5", "image_token_id": 67, "vision_token_id": 67,
+         "vision_config": {}}, EXAONE, {"text_config._num_mtp_layers", "text_config.mtp_loss_scaling_factor",
+         "text_config.mtp_share_layers", "text_config.num_nextn_predict_layers", "vision_token_id"}),
+    "GLM-4.5V, its experts by two names": ({"model_type": "glm4v_moe", "vision_config": {}}, {"model_type":
+         "glm4v_moe_text", "first_k_dense_replace": 1, "moe_intermediate_size": 32, "n_routed_experts": 8,
+         "num_local_experts": 8}, set()),
     "Gemma 4 31B": (GEMMA4_AROUND, GEMMA4, set()),
     "Gemma 4 26B A4B": (GEMMA4_AROUND, GEMMA4 | {"enable_moe_block": True, "moe_intermediate_size": 704, "num_experts":
          128, "top_k_experts": 8, "num_global_key_value_heads": 2}, set()),

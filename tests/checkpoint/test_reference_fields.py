@@ -1,4 +1,4 @@
-"""What transformers reads of a config.json is what our table says, and nothing that it reads is left over."""
+"""Our table lists the fields of a config.json that transformers reads, and a family reads or refuses each of them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def installed() -> dict[str, Any]:
 
 
 def test_the_table_is_that_of_the_installed_transformers(installed: dict[str, Any]) -> None:
-    """With another version than the table's: all that the installed one reads is in the table, by whatever way."""
+    """Holds for other versions than the table's too: every field that the installed one reads is in the table."""
     if TABLE["transformers"] == transformers.__version__:
         assert installed == TABLE, "run `python -m tests.checkpoint.reference_fields`"
     known = set(TABLE["shared"]).union(*TABLE["read"].values())
@@ -50,7 +50,7 @@ CONFIGS = {
 
 
 def test_a_field_without_effect_is_read_and_a_commonplace_one_is_not() -> None:
-    """The one is left out of the table's verdict, so it must be argued; the other costs nothing."""
+    """A field that transformers reads and we ignore needs an argument; a field that it never reads needs none."""
     images = {"hidden_dropout_prob", "chunk_size_feed_forward"}  # of what reads them
     read = set(TABLE["shared"]).union(
         *(set(names) - (images if model_type == "internvl" else set()) for model_type, names in TABLE["read"].items())

@@ -1,4 +1,4 @@
-"""Runs the command line in this process, which is quick, or as a program, if the process matters."""
+"""Runs the command line in this process, which is fast, or as a program where the process matters."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Runs gptcli in a fork of this process, which has imported what every run imports: that saves a second each.
+"""Runs gptcli in a fork of this process, which has imported what every run imports. That saves a second a run.
 
-Without torch: its threads do not outlive a fork.
+torch is not among these imports: its threads do not survive a fork.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _UNSEEN = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, Resourc
 
 
 def gptcli_with(arguments: Sequence[str], environment: dict[str, str]) -> Callable[[], None]:
-    """What `preexec_fn` is to call in a new process: gptcli, which never returns. Its streams are descriptors 0 to 2.
+    """The `preexec_fn` that runs gptcli in a new process and never returns. Its streams are descriptors 0 to 2.
 
     With a GPTCLI_TEST_SCRIPT in the environment, models follow the script.
     """

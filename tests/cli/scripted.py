@@ -1,4 +1,4 @@
-"""A model that follows a script, to test what the command line makes of its output. Needs no torch.
+"""A model that follows a script, for tests of what the command line does with its output. Needs no torch.
 
 Run as a program, it is `gptcli` with such a model: the script is JSON in GPTCLI_TEST_SCRIPT.
 """
@@ -146,7 +146,7 @@ class Script:
         return Completed(b"".join(delta.data for delta in deltas if isinstance(delta, TextDelta)), end)
 
     def start(self, scheduler: Any, request: Request, deliver: Deliver) -> Callable[[], None]:
-        """In place of `Scheduler.start`."""
+        """Replaces `Scheduler.start`."""
         cancelled = threading.Event()
 
         def run() -> None:

@@ -1,4 +1,4 @@
-"""What must a text be: the options of `generate` and `chat`."""
+"""The options of `generate` and `chat` that constrain a text."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from gptcli.runtime.engine import Workload
 from gptcli.runtime.fast_start import snapshot_file, snapshots
 from gptcli.runtime.fast_start.snapshot_engine import SnapshotEngine
 from gptcli.settings import ChatSettings, RuntimeConfig, SamplingConfig, StopConfig
-from tests.cli.conftest import GPTCLI, Cli
-from tests.cli.terminal.pty_terminal import Terminal
+from tests.cli.conftest import Cli
+from tests.cli.terminal.pty_terminal import on_terminal
 from tests.tiny import make_model
 
 PROMPT = [7, 30, 41, 30, 41, 30]
@@ -44,14 +45,19 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
-def keep(path: Path) -> None:
-    lm = opened(path, device="cpu")
+def opened(path: Path, tokens: int = 0, device: str = "cpu", **runtime: Any) -> LanguageModel:
+    return LanguageModel.open(str(path), RuntimeConfig(device=device, **runtime), workload=Workload(tokens=tokens))
+
+
+def in_torch(path: Path, **runtime: Any) -> LanguageModel:
+    """A model loaded with torch. Its snapshot is written when it is closed."""
+    lm = opened(path, **runtime)
     lm.torch_engine()
-    lm.close()
+    return lm
 
 
-def opened(path: Path, tokens: int = 0, **runtime: Any) -> LanguageModel:
-    return LanguageModel.open(str(path), RuntimeConfig(**runtime), workload=Workload(tokens=tokens))
+def keep(path: Path, **runtime: Any) -> None:
+    in_torch(path, **runtime).close()
 
 
 def is_fast(lm: LanguageModel) -> bool:
@@ -110,9 +116,8 @@ def test_a_snapshot_generates_what_the_model_generates(
     model: Path, sampling: dict[str, Any], stop: StopConfig, speculate: int
 ) -> None:
     config = SamplingConfig(**sampling, seed=3)
-    whole = opened(model, device="cpu", ctx_size=64, speculate=speculate)
-    whole.torch_engine()
-    snapshot = opened(model, device="cpu", ctx_size=64, speculate=speculate)
+    whole = in_torch(model, ctx_size=64, speculate=speculate)
+    snapshot = opened(model, ctx_size=64, speculate=speculate)
     snapshot.load(workload=Workload(tokens=len(PROMPT) + stop.max_tokens))
     assert outcome(snapshot, config, stop) == outcome(whole, config, stop)
     assert is_fast(snapshot)
@@ -125,13 +130,13 @@ def test_an_existing_snapshot_is_not_written_again(model: Path) -> None:
 
 
 def test_the_model_does_what_a_snapshot_cannot(model: Path) -> None:
-    lm = opened(model, device="cpu")
+    lm = opened(model)
     lm.load(workload=Workload(tokens=20))
     assert is_fast(lm)
     *_, finished = lm.stream(PROMPT, SamplingConfig(seed=1), StopConfig(max_tokens=3), explain=True)
     assert isinstance(finished, Finished) and finished.logprobs is not None
     assert not is_fast(lm)
-    lm = opened(model, device="cpu")
+    lm = opened(model)
     lm.load(workload=Workload(tokens=20))
     list(lm.stream(PROMPT, SamplingConfig(seed=1), StopConfig(max_tokens=100)))  # more than it has room for
     assert not is_fast(lm)
@@ -150,8 +155,7 @@ def test_samples_of_a_snapshot_are_those_of_the_model(
         streams = lm.streams(PROMPT, sampling.for_samples(7), stop)
         return [list(stream)[-1].ids for stream in streams]  # type: ignore[union-attr]
 
-    whole, snapshot = opened(model, device="cpu", ctx_size=64), opened(model, device="cpu", ctx_size=64)
-    whole.torch_engine()
+    whole, snapshot = in_torch(model, ctx_size=64), opened(model, ctx_size=64)
     snapshot.load(workload=Workload(texts=7, tokens=len(PROMPT) + stop.max_tokens))
     found = samples(snapshot)
     assert found == samples(whole)
@@ -162,7 +166,7 @@ def test_samples_of_a_snapshot_are_those_of_the_model(
 @pytest.mark.parametrize("temperature", [0.0, 1.3])
 def test_a_snapshot_records_the_probabilities_that_torch_records(model: Path, temperature: float) -> None:
     def recorded(explain: bool) -> list[Any]:
-        lm = opened(model, device="cpu")
+        lm = opened(model)
         lm.load(workload=Workload(tokens=40))
         config = SamplingConfig(temperature=temperature, seed=3, logit_bias=((30, 3.0),))
         stop = StopConfig(max_tokens=12, ignore_eos=True)
@@ -187,7 +191,7 @@ def test_scores_are_those_of_torch(model: Path) -> None:
         tops = [each.logprob for tokens in found.top for each in tokens]
         return [*(each or 0.0 for each in found.logprobs), *tops, likeliest.probability]
 
-    outcome(opened(model, tokens=20, device="cpu"), SamplingConfig(seed=1), StopConfig(max_tokens=3))
+    outcome(opened(model, tokens=20), SamplingConfig(seed=1), StopConfig(max_tokens=3))
     assert scored(Workload()) == pytest.approx(scored(None), abs=1e-5)
 
 
@@ -196,7 +200,7 @@ def test_a_setting_that_compiled_code_does_not_know_is_sampled_in_torch(model: P
     class LargerConfig(SamplingConfig):
         unheard_of: float = 0.0
 
-    lm = opened(model, tokens=20, device="cpu")
+    lm = opened(model, tokens=20)
     outcome(lm, LargerConfig(seed=1), StopConfig(max_tokens=3))
     assert is_fast(lm)
     outcome(lm, LargerConfig(unheard_of=1.0, seed=1), StopConfig(max_tokens=3))
@@ -231,13 +235,13 @@ def test_the_record_of_a_run_is_the_same(cli: Cli, model: Path, monkeypatch: pyt
     [{"dtype": "bf16"}, {"dtype": "fp32"}, {"quantize": "int8"}, {"quantize": "none"}],
 )
 def test_a_snapshot_serves_only_the_settings_it_was_made_with(model: Path, runtime: dict[str, Any]) -> None:
-    assert has_snapshot(model, device="cpu")
-    assert not has_snapshot(model, device="cpu", **runtime)
+    assert has_snapshot(model)
+    assert not has_snapshot(model, **runtime)
 
 
 def test_snapshots_can_be_switched_off(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPTCLI_PREPARED", "off")
-    assert not has_snapshot(model, device="cpu")
+    assert not has_snapshot(model)
     shutil.rmtree(snapshot_path().parent)
     keep(model)
     assert not any((Path(os.environ["XDG_CACHE_HOME"]) / "gptcli").iterdir())
@@ -257,126 +261,72 @@ def touch_config(model: Path) -> None:
     (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
 
 
-def damage_header(model: Path) -> None:
-    flip(snapshot_path(), 200)
-
-
-def damage_the_first_weight(model: Path) -> None:
-    flip(weights_path(), 0)
-
-
-def damage_the_last_weight(model: Path) -> None:
-    flip(weights_path(), -1)
-
-
 def damage_many_weights(model: Path) -> None:
     data = bytearray(weights_path().read_bytes())
     data[4096:8192] = bytes(4096)
     weights_path().write_bytes(data)
 
 
-def cut_short(model: Path) -> None:
-    os.truncate(weights_path(), weights_path().stat().st_size - 1)
-
-
-def cut_header_short(model: Path) -> None:
-    os.truncate(snapshot_path(), snapshot_path().stat().st_size - 1)
-
-
-def cut_to_nothing(model: Path) -> None:
-    os.truncate(snapshot_path(), 5)
-
-
-def remove_weights(model: Path) -> None:
-    weights_path().unlink()
-
-
-def make_writable_for_all(model: Path) -> None:
-    snapshot_path().chmod(0o666)
-
-
-def make_weights_writable_for_all(model: Path) -> None:
-    weights_path().chmod(0o666)
-
-
-def put_a_pipe_there(model: Path) -> None:
+def replace_snapshot(make: Callable[[Path], object]) -> None:
     path = snapshot_path()
     path.unlink()
-    os.mkfifo(path)
+    make(path)
 
 
-def put_a_directory_there(model: Path) -> None:
-    path = snapshot_path()
-    path.unlink()
-    path.mkdir()
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "a bit of the header": lambda model: flip(snapshot_path(), 200),
+    "the first weight": lambda model: flip(weights_path(), 0),
+    "the last weight": lambda model: flip(weights_path(), -1),
+    "many weights": damage_many_weights,
+    "weights cut short": lambda model: os.truncate(weights_path(), weights_path().stat().st_size - 1),
+    "a header cut short": lambda model: os.truncate(snapshot_path(), snapshot_path().stat().st_size - 1),
+    "a header cut to nothing": lambda model: os.truncate(snapshot_path(), 5),
+}
+CHANGES = DAMAGE | {
+    "the model's weights": touch_weights,
+    "the model's config": touch_config,
+    "no weights": lambda model: weights_path().unlink(),
+    "others may write": lambda model: snapshot_path().chmod(0o666),
+    "others may write weights": lambda model: weights_path().chmod(0o666),
+    "a pipe": lambda model: replace_snapshot(os.mkfifo),
+    "a directory": lambda model: replace_snapshot(Path.mkdir),
+    "other cores": lambda model: os.environ.update(OMP_NUM_THREADS="7"),
+}
 
 
-def use_other_cores(model: Path) -> None:
-    os.environ["OMP_NUM_THREADS"] = "7"
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        touch_weights,
-        touch_config,
-        *(
-            DAMAGE := [
-                damage_header,
-                damage_the_first_weight,
-                damage_the_last_weight,
-                damage_many_weights,
-                cut_short,
-                cut_header_short,
-                cut_to_nothing,
-            ]
-        ),
-        remove_weights,
-        make_writable_for_all,
-        make_weights_writable_for_all,
-        put_a_pipe_there,
-        put_a_directory_there,
-        use_other_cores,
-    ],
-)
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_snapshot_is_not_used_after_anything_has_changed(
-    model: Path, change: Any, monkeypatch: pytest.MonkeyPatch
+    model: Path, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree(snapshot_path().parent)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     keep(model)
-    assert has_snapshot(model, device="cpu")
-    change(model)
-    assert not has_snapshot(model, device="cpu")
+    assert has_snapshot(model)
+    CHANGES[change](model)
+    assert not has_snapshot(model)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_snapshot_is_dropped_with_a_note_and_made_again(cli: Cli, model: Path, damage: Any) -> None:
+def test_a_damaged_snapshot_is_dropped_with_a_note_and_made_again(cli: Cli, model: Path, damage: str) -> None:
     given = ("generate", "-m", model, "--device", "cpu", "-t", "0", "-n", "9", "In a")
     whole = cli(*given, stdin=None)
     assert whole.err == ""
-    damage(model)
+    DAMAGE[damage](model)
     first, second = cli(*given, stdin=None), cli(*given, stdin=None)
     assert first.out == second.out == whole.out
     assert (first.err.count("note:"), second.err) == (1, "")
     assert "was damaged" in first.err
-    assert has_snapshot(model, device="cpu")
+    assert has_snapshot(model)
 
 
 def test_ways_of_running_share_the_weights_that_are_the_same(model: Path, cli: Cli) -> None:
     for dtype in ("fp32", "bf16"):
-        lm = opened(model, device="cpu", dtype=dtype)
-        lm.torch_engine()
-        lm.close()
-        assert has_snapshot(model, device="cpu", dtype=dtype)
-    records = list(map(json.loads, cli("cache", "--json").out.splitlines()))
-    assert [record["content"] for record in records] == [
-        "weights in bf16",
-        "weights in fp32",
-    ]  # dense weights are rounded to bf16
-    assert (
-        len(list((Path(os.environ["XDG_CACHE_HOME"]) / "gptcli" / "prepared").glob("*.snapshot"))) == 3
-    )  # the first was made with --dtype auto
+        keep(model, dtype=dtype)
+        assert has_snapshot(model, dtype=dtype)
+    records = map(json.loads, cli("cache", "--json").out.splitlines())
+    # Dense weights are rounded to bf16. The first of three snapshots was made with --dtype auto.
+    assert [record["content"] for record in records] == ["weights in bf16", "weights in fp32"]
+    assert len(list((Path(os.environ["XDG_CACHE_HOME"]) / "gptcli" / "prepared").glob("*.snapshot"))) == 3
 
 
 def test_a_snapshot_is_not_used_after_sources_or_memory_have_changed(
@@ -384,25 +334,23 @@ def test_a_snapshot_is_not_used_after_sources_or_memory_have_changed(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(snapshots, "VERSION", "0.0.0")
-        assert not has_snapshot(model, device="cpu")
+        assert not has_snapshot(model)
     with monkeypatch.context() as patch:
         patch.setattr(snapshots, "free_memory", lambda: 1000)
-        assert not has_snapshot(model, device="cpu")
+        assert not has_snapshot(model)
     with monkeypatch.context() as patch:
         patch.setattr(snapshots, "_may_have_gpu", lambda: True)
-        lm = opened(model)
-        lm.torch_engine()
-        lm.close()
+        keep(model, device="auto")
         assert snapshot_path()  # the one for the CPU alone
-        assert has_snapshot(model, device="cpu")
+        assert has_snapshot(model)
 
 
 def test_only_the_most_recently_used_snapshots_stay(tmp_path: Path) -> None:
     for number in range(6):
         keep(make_model(tmp_path / f"tiny{number}"))
         if number > 0:
-            assert has_snapshot(tmp_path / "tiny0", device="cpu")
-    kept = [has_snapshot(tmp_path / f"tiny{number}", device="cpu") for number in range(6)]
+            assert has_snapshot(tmp_path / "tiny0")
+    kept = [has_snapshot(tmp_path / f"tiny{number}") for number in range(6)]
     assert kept == [True, False, False, True, True, True]
 
 
@@ -425,8 +373,7 @@ def test_a_conversation_goes_on_where_its_cache_must_be_of_another_kind(model: P
             list(session.send("In a"))
         return [finished.ids for finished in session.finished]
 
-    whole, snapshot = opened(model, device="cpu"), opened(model, device="cpu")
-    whole.torch_engine()
+    whole, snapshot = in_torch(model), opened(model)
     snapshot.load(workload=Workload(tokens=snapshot.ctx_size))
     session = snapshot.session(settings=ChatSettings(temperature=0.0, max_tokens=9))
     list(session.send("In a"))
@@ -444,8 +391,7 @@ def test_a_conversation_on_a_snapshot_reuses_its_cache_as_one_without(model: Pat
         assert run[-1] < session.finished[-1].usage.prompt_tokens
         return run
 
-    whole, snapshot = opened(model, device="cpu"), opened(model, device="cpu")
-    whole.torch_engine()
+    whole, snapshot = in_torch(model), opened(model)
     snapshot.load(workload=Workload(tokens=snapshot.ctx_size))
     assert prefilled(snapshot) == prefilled(whole)
     assert is_fast(snapshot)
@@ -460,10 +406,9 @@ def test_nan_ends_a_text_from_a_snapshot_as_it_ends_any(tmp_path: Path) -> None:
     save_file(tensors, path / "model.safetensors")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
-    whole = opened(path, device="cpu")
-    whole.torch_engine()
+    whole = in_torch(path)
     whole.close()
-    snapshot = opened(path, device="cpu")
+    snapshot = opened(path)
     snapshot.load(workload=Workload(tokens=20))
     messages = []
     for lm in (whole, snapshot):
@@ -473,29 +418,21 @@ def test_nan_ends_a_text_from_a_snapshot_as_it_ends_any(tmp_path: Path) -> None:
         messages.append(error.value.message)
     assert messages[0] == messages[1]
     assert is_fast(snapshot)
-    assert not has_snapshot(path, device="cpu")
-
-
-def test_a_truncated_snapshot_is_written_again(model: Path) -> None:
-    cut_short(model)
-    keep(model)
-    assert has_snapshot(model, device="cpu")
+    assert not has_snapshot(path)
 
 
 @pytest.mark.parametrize("change", [touch_weights, touch_config])
 def test_no_snapshot_is_kept_of_files_replaced_after_they_were_read(tmp_path: Path, change: Any) -> None:
     path = make_model(tmp_path / "tiny")
-    lm = opened(path, device="cpu")
-    lm.torch_engine()
+    lm = in_torch(path)
     change(path)
     lm.close()
-    assert not has_snapshot(path, device="cpu")
+    assert not has_snapshot(path)
 
 
 def test_a_model_that_is_gone_by_then_is_no_error(tmp_path: Path) -> None:
     path = make_model(tmp_path / "tiny")
-    lm = opened(path, device="cpu")
-    lm.torch_engine()
+    lm = in_torch(path)
     shutil.rmtree(path)
     lm.close()
 
@@ -503,25 +440,25 @@ def test_a_model_that_is_gone_by_then_is_no_error(tmp_path: Path) -> None:
 def test_each_way_of_running_has_its_snapshot(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     keep(model)
-    assert has_snapshot(model, device="cpu")
+    assert has_snapshot(model)
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert has_snapshot(model, device="cpu")
+    assert has_snapshot(model)
 
 
 def test_a_snapshot_for_shorter_texts_is_not_even_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(snapshot_path().parent)
     monkeypatch.setattr(snapshots, "_MOST_POSITIONS", 50)
     keep(model)
-    assert has_snapshot(model, room=50, device="cpu")
-    assert not has_snapshot(model, room=51, device="cpu")
-    assert opened(model, 51, device="cpu")._loader._opened is None
+    assert has_snapshot(model, room=50)
+    assert not has_snapshot(model, room=51)
+    assert opened(model, 51)._loader._opened is None
 
 
 def test_removing_a_model_removes_its_snapshots(model: Path) -> None:
     keep(make_model(model.parent / "another"))
     snapshots.forget_snapshots(model)
-    assert not has_snapshot(model, device="cpu")
-    assert has_snapshot(model.parent / "another", device="cpu")
+    assert not has_snapshot(model)
+    assert has_snapshot(model.parent / "another")
 
 
 def test_a_snapshot_is_read_at_once_if_no_thread_can_start(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -529,7 +466,7 @@ def test_a_snapshot_is_read_at_once_if_no_thread_can_start(model: Path, monkeypa
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(snapshot_file._BackgroundRead, "start", start)
-    assert has_snapshot(model, device="cpu")
+    assert has_snapshot(model)
 
 
 def test_what_is_kept_is_listed_and_deleted(model: Path, cli: Cli) -> None:
@@ -544,6 +481,4 @@ def test_what_is_kept_is_listed_and_deleted(model: Path, cli: Cli) -> None:
 
 @pytest.mark.parametrize(("width", "header"), [(40, "size  content"), (80, "size  used"), (200, "size  used")])
 def test_what_is_kept_has_no_dates_where_there_is_no_room(model: Path, width: int, header: str) -> None:
-    terminal = Terminal(*GPTCLI, "cache", environment=dict(os.environ), width=width)
-    terminal.finish()
-    assert terminal.lines[0].lstrip().startswith(header)
+    assert on_terminal("cache", width=width).lines[0].lstrip().startswith(header)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,8 +19,8 @@ from gptcli.cli.probabilities.svg import picture
 from gptcli.generation.events import StepLogprobs, TextDelta, TokenLogprob
 from gptcli.settings import RuntimeConfig
 from gptcli.text.decoding.tidied_text import TidyStream
-from tests.cli.conftest import GPTCLI, Cli
-from tests.cli.terminal.pty_terminal import Terminal
+from tests.cli.conftest import Cli
+from tests.cli.terminal.pty_terminal import on_terminal
 
 HOSTILE = '<script>alert(1)</script> & "quoted" \x1b[31m\x00\u202e ]]> {y} \ufffe'
 
@@ -235,14 +234,6 @@ def test_json_has_explanations_and_no_logprobs_that_were_not_asked_for(generate:
         assert step["filters"][0]["removed_probability"] == pytest.approx(removed, abs=1e-5)
 
 
-def shown(*arguments: str | Path, width: int = 80, **environment: str) -> Terminal:
-    """A finished run of gptcli on a terminal."""
-    variables = {**os.environ, "TERM": "xterm-256color", **environment}
-    terminal = Terminal(*GPTCLI, *map(str, arguments), environment=variables, width=width)
-    terminal.finish()
-    return terminal
-
-
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     """A file to score."""
@@ -252,7 +243,7 @@ def text(tmp_path: Path) -> Path:
 
 
 def test_a_scored_text_is_shaded_on_a_terminal_with_figures_and_a_legend(tiny_model: Path, text: Path) -> None:
-    terminal = shown("score", "-m", tiny_model, text, "--top", "2")
+    terminal = on_terminal("score", "-m", tiny_model, text, "--top", "2")
     first, figures, legend, *table = terminal.lines
     assert first.replace("·", "") == "In␠a␠small␠town⏎"
     assert figures.startswith("perplexity ")
@@ -262,7 +253,7 @@ def test_a_scored_text_is_shaded_on_a_terminal_with_figures_and_a_legend(tiny_mo
 
 
 def test_figures_and_tables_fit_a_narrow_terminal(tiny_model: Path, text: Path) -> None:
-    lines = shown("score", "-m", tiny_model, text, "--top", "2", width=32).lines
+    lines = on_terminal("score", "-m", tiny_model, text, "--top", "2", width=32).lines
     labels = ("perplexity ", "bits a byte ", "log-probability ", "tokens ", " 0.9 and over")
     for label in labels:  # each is on a line with its figure
         assert any(re.search(rf"{label}[^ ]*( ·|$)", line) for line in lines), label
@@ -273,7 +264,7 @@ def test_figures_and_tables_fit_a_narrow_terminal(tiny_model: Path, text: Path) 
 
 
 def test_without_colour_the_shades_are_an_underline_and_borders(tiny_model: Path, text: Path) -> None:
-    terminal = shown("score", "-m", tiny_model, text, NO_COLOR="1")
+    terminal = on_terminal("score", "-m", tiny_model, text, NO_COLOR="1")
     assert b"\x1b[38" not in terminal.raw and b"\x1b[48" not in terminal.raw
     assert b"\x1b[4m" in terminal.raw
     assert "·" in terminal.lines[0]
@@ -284,7 +275,7 @@ def test_a_generation_is_shaded_as_it_comes_and_the_stop_text_is_not_shown(tiny_
     given = ["generate", "-m", str(tiny_model), "-t", "0", "-n", "6", "--ignore-eos", "12"]
     assert cli(*given).out.startswith(b"DDDDZ")
     assert cli(*given, "--stop", "DZ").out == b"DDD"
-    text, legend, *table = shown(*given, "--logprobs", "1", "--stop", "DZ").lines
+    text, legend, *table = on_terminal(*given, "--logprobs", "1", "--stop", "DZ").lines
     assert text.replace("·", "") == "DDD"
     assert legend.startswith("probability ")
     assert len(table) == 3

@@ -192,6 +192,34 @@ def test_strict_tools_that_cannot_be_held_are_noted_everywhere(cli: Cli, tmp_pat
     assert chat.leave() == 0
 
 
+@pytest.mark.parametrize("family", ["hermes", "tagged"])
+@pytest.mark.parametrize("parameters", [{"properties": None}, {"required": None}], ids=str)
+def test_parameters_that_are_no_schema_are_refused_where_calls_are_held_and_are_the_templates_elsewhere(
+    cli: Cli, tmp_path: Path, says: Callable[..., None], family: str, parameters: dict[str, Any]
+) -> None:
+    model = make_model(tmp_path / "model", template=TEMPLATES[family], max_position_embeddings=4096)
+    (file := tmp_path / "tools.json").write_text(json.dumps([{"name": "f", "parameters": parameters}]))
+    refusal = "error: the parameters of tool f: #: "
+    ask = ("Hi", "-m", model, "--tools", file)
+    held = ("--tool-choice", "required")
+    for command in (("generate", "--chat"), ("chat",)):
+        done = cli(*command, *ask, *held, stdin=b"" if command == ("chat",) else None)
+        assert done.code == 2 and refusal in done.err
+    body = {"messages": [{"role": "user", "content": "Hi"}]}
+    done = cli("batch", "-", *ask[1:], *held, stdin=json.dumps(body).encode())
+    assert done.code == 9
+    error = json.loads(done.out)["response"]["body"]["error"]
+    assert refusal.removeprefix("error: ") in error["message"] and error["param"] == "tools"
+    chat = Chat(Script(pieces=["Hello"]), "-m", str(model)).ready()
+    chat.type(f"/tools {file}\r")
+    chat.expect("f()")
+    chat.type("Hi\r")
+    chat.expect("Hello")
+    assert chat.leave() == 0
+    says("Hello")
+    assert cli("generate", "--chat", *ask).out == b"Hello"
+
+
 def test_a_session_keeps_tools_and_calls_and_takes_what_is_said_next_as_their_answers(
     cli: Cli, tools: Path, says: Callable[..., None]
 ) -> None:

@@ -20,7 +20,7 @@ WEIGHTS = "model.safetensors"
 GGUF = "model.gguf"
 GENERATION = {"temperature": 0.7, "top_p": 0.9, "eos_token_id": [2]}
 
-# What must come of a mutant. If "accept" or "either" is accepted, it must have the base model's log-probabilities.
+# The outcome that a mutant must have. "accept" and "either", if accepted, must have the base model's log-probabilities.
 # "any" may be another model or none: it must only not crash, hang or babble.
 Expected = Literal["reject", "accept", "either", "any"]
 Mutator = Callable[[Random, "ModelDir"], Expected]
@@ -68,7 +68,7 @@ class ModelDir:
         self.odd[name] = make
 
     def entry(self, path: Path) -> Path:
-        """What names the model if the directory is written at `path`."""
+        """The path to give to -m if the directory is written at `path`."""
         return path / GGUF if GGUF in {*self.files, *self.odd} else path
 
     def write(self, path: Path) -> None:

@@ -24,7 +24,7 @@ _NOTHING_LEFT = (KeyError, ValueError, TypeError, IndexError, AttributeError, Re
 
 
 def several(rng: Random, model: ModelDir) -> Expected:
-    """Several faults, each as far as the one before leaves it something to damage."""
+    """Several faults; one that finds nothing left to damage is skipped."""
     for mutator in rng.choices(_SINGLE, k=rng.randint(2, 4)):
         with contextlib.suppress(*_NOTHING_LEFT):
             mutator(rng, model)
@@ -57,10 +57,11 @@ class Mutant:
     model: ModelDir
 
 
-def mutants(seed: int, count: int) -> Iterator[Mutant]:
-    """The first `count` mutants of a seed, the kinds in turn."""
+def mutants(seed: int, count: int, only: str = "") -> Iterator[Mutant]:
+    """The first `count` mutants of a seed, the kinds in turn. only: how the names of kinds begin."""
+    chosen = [mutator for mutator in MUTATORS if mutator.__name__.startswith(only)]
     for index in range(count):
-        mutator = MUTATORS[index % len(MUTATORS)]
+        mutator = chosen[index % len(chosen)]
         kind = mutator.__name__
         model = ModelDir.base()
         expected = mutator(Random(f"{seed}/{index}/{kind}"), model)

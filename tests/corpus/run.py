@@ -35,7 +35,7 @@ _ARGUMENTS = ["generate", "In a small town", "-n", "3", "-t", "0", "--json", "--
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one mutant. complaint: what is wrong with that, or nothing."""
+    """The outcome of one mutant. complaint: what is wrong with it, or ""."""
 
     name: str
     kind: str
@@ -47,15 +47,15 @@ class Outcome:
     complaint: str
 
 
-def run(seed: int, count: int, *, cold: int = 0, jobs: int = 2) -> Iterator[Outcome]:
-    """The outcome of each mutant. Every `cold`-th runs in a new process, without a fork."""
+def run(seed: int, count: int, *, only: str = "", cold: int = 0, jobs: int = 2) -> Iterator[Outcome]:
+    """The outcome of each of `mutants`. Every `cold`-th runs in a new process, without a fork."""
     _warm()
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         os.environ |= {"GPTCLI_WEIGHTS": f"{root}/weights", "XDG_DATA_HOME": f"{root}/data", "HF_HOME": f"{root}/hf"}
         ModelDir.base().write(root / "base")
         reference = {chat: _answer(_finished(_Job(root / "base", chat, cold=True))[1]) for chat in (False, True)}
-        pending = enumerate(mutants(seed, count))
+        pending = enumerate(mutants(seed, count, only))
         running: list[tuple[Mutant, _Job]] = []
         while True:
             while len(running) < jobs and (following := next(pending, None)):
@@ -77,7 +77,7 @@ class _Job:
     """One run of gptcli, with its output in files beside the model."""
 
     def __init__(self, path: Path, chat: bool, entry: Path | None = None, *, cold: bool) -> None:
-        """entry: what names the model, if it is not its directory."""
+        """entry: the model's path, if it is not its directory."""
         self.path = path
         self.out, self.err = path.with_name(f"{path.name}.out"), path.with_name(f"{path.name}.err")
         self.late = False
@@ -214,12 +214,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--only", default="", help="how the names of the kinds of mutants begin, such as gguf")
     parser.add_argument("--cold", type=int, default=0, help="every how many mutants one runs in a new process")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", action="store_true", help="a JSON object a mutant instead of the table")
     given = parser.parse_args()
     outcomes = []
-    for outcome in run(given.seed, given.count, cold=given.cold, jobs=given.jobs):
+    for outcome in run(given.seed, given.count, only=given.only, cold=given.cold, jobs=given.jobs):
         outcomes.append(outcome)
         if given.json:
             print(json.dumps(asdict(outcome)), flush=True)

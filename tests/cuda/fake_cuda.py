@@ -1,7 +1,7 @@
-"""CUDA tensors without data, on any machine: whatever would wait for the device, or copy to it, raises.
+"""CUDA tensors without data, on any machine: operations that would wait for the device, or copy to it, raise.
 
-torch has such tensors for its compiler. In a build without CUDA, indexing and in-place copies still ask for a device,
-so they are replaced here by the operations that they become.
+torch has such tensors for its compiler. In a build without CUDA, indexing and in-place copies still need a device, so
+the operations that they become replace them here.
 """
 
 from __future__ import annotations

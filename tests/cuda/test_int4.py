@@ -1,6 +1,6 @@
 """torch's int4 kernel for CUDA. The CPU has neither its layout nor its product, so both are written out here.
 
-The layout is what matrix_to_m16n8k16_Bint4_layout in torch's aten/src/ATen/native/cuda/int4mm.cu writes; the product
+The layout is that of matrix_to_m16n8k16_Bint4_layout in torch's aten/src/ATen/native/cuda/int4mm.cu; the product
 rounds as the kernel does. With a GPU, the kernel itself is tested, too.
 """
 
@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 
 @cache
 def locations(rows: int, columns: int, k_tiles: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """For every weight: its row, the word that has it (counted through the tiles), its first bit, and its column."""
+    """For every weight: its row, its word's index in all tiles, its first bit in the word, and its column."""
     found = []
     words = itertools.product(range(rows // 8), range(columns // (16 * k_tiles)), range(32), range(k_tiles // 2))
     for word, (row_tile, outer, lane, pair) in enumerate(words):

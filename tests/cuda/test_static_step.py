@@ -1,4 +1,4 @@
-"""Recorded steps: on the CPU with our recorder, with a GPU also with its graphs."""
+"""Recorded steps: on the CPU with our recorder, on a GPU also with CUDA graphs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A text of 60 tokens then moves its cache several times."""
+    """Makes a text of 60 tokens move its cache several times."""
     monkeypatch.setattr(gptcli.model.cache, "CACHE_STEP", 16)
 
 
@@ -95,7 +95,7 @@ def nothing_again(run: Callable[[], Outputs], device: torch.device) -> Callable[
 
 
 def another_position(run: Callable[[], Outputs], device: torch.device) -> Callable[[], Outputs]:
-    """A recording that contains its position as a constant."""
+    """A recording with its position as a constant."""
     inputs = run.__self__._inputs  # type: ignore[attr-defined]
     position = inputs[:1].clone()
 
@@ -122,7 +122,7 @@ def no_keys_written(run: Callable[[], Outputs], device: torch.device) -> Callabl
 
 
 def refused(run: Callable[[], Outputs], device: torch.device) -> Callable[[], Outputs]:
-    """Fails as torch does if something cannot be part of a graph."""
+    """Fails as torch does for an operation that cannot be part of a graph."""
     run()
     raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be ...")
 

@@ -14,7 +14,7 @@ seen: dict[str, list[Any]] = {"sockets": [], "read": [], "written": [], "started
 
 
 def hook(event: str, arguments: tuple[Any, ...]) -> None:
-    """Notes each event that reaches out of the process."""
+    """Records each event that reaches outside of the process."""
     if event.startswith("socket."):
         seen["sockets"].append(f"{event} {arguments!r}")
     elif event == "open" and isinstance(arguments[0], str | bytes):

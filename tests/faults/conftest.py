@@ -1,4 +1,4 @@
-"""Every fault has nothing on stdout, one line of error, perhaps a hint, and a documented exit code."""
+"""A fault leaves stdout empty and gives one line of error, perhaps a hint, and a documented exit code."""
 
 from __future__ import annotations
 

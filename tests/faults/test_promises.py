@@ -19,7 +19,7 @@ from tests.faults import audited
 from tests.faults.conftest import edit
 from tests.tiny import TEMPLATE, make_model
 
-# A command is a line here; MODEL stands for the model's directory, OUT for one that is written to.
+# A new command is a line here. MODEL stands for the model's directory, OUT for one to write to.
 COMMANDS = [
     "generate -m MODEL -n 2 hi", "generate -m MODEL -n 2 --chat hi",
     "generate -m MODEL -n 2 --json --logprobs 3 --quantize int8 hi", "chat -m MODEL -n 2 hi",

@@ -1,4 +1,4 @@
-"""Texts under many JSON schemas, held to jsonschema.
+"""Texts under many JSON schemas, validated with jsonschema.
 
 `python -m tests.generation.constrained --count 1000 [-m MODEL]` tries the default model.
 """

@@ -39,7 +39,7 @@ def config_of(suppressed: list[int], first: list[int], bad: list[list[int]], siz
 def processors(
     suppressed: list[int], first: list[int], bad: list[list[int]], size: int, prompt: int
 ) -> LogitsProcessorList:
-    """What transformers' generate makes of these settings."""
+    """The logits processors that transformers' `generate` makes of these settings."""
     made: list[Any] = [SuppressTokensLogitsProcessor(suppressed), SuppressTokensAtBeginLogitsProcessor(first, prompt)]
     if size > 0:
         made.append(NoRepeatNGramLogitsProcessor(size))

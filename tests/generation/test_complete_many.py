@@ -19,7 +19,7 @@ REQUESTS = [
 
 
 def alone(lm: LanguageModel, request: Request) -> tuple[object, ...]:
-    """What `generate` makes of a request."""
+    """The facts of a request that runs alone."""
     *deltas, finished = lm.generate(
         request.prompt,
         max_tokens=request.stopping.max_tokens,
@@ -34,7 +34,7 @@ def alone(lm: LanguageModel, request: Request) -> tuple[object, ...]:
 
 
 def facts(text: Completed | GptcliError) -> tuple[object, ...]:
-    """All of a completed text but its times."""
+    """Everything in a completed text but its times."""
     assert isinstance(text, Completed)
     end = text.finished
     logprobs = end.logprobs and [step.chosen.id for step in end.logprobs]

@@ -1,4 +1,4 @@
-"""Constrained texts, with a model: they are what they have to be, and otherwise what they would have been."""
+"""Texts of a model under constraints: each meets its constraint, and else is what it would be without."""
 
 from __future__ import annotations
 

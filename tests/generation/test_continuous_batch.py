@@ -24,8 +24,7 @@ from gptcli.runtime import device_plan
 from gptcli.runtime.engine import Extended, Extension
 from gptcli.settings import SamplingConfig
 from tests.cuda.recorder import record
-from tests.parity.reference import make_of_family
-from tests.parity.test_families import ROWS
+from tests.parity.test_families import ROW
 from tests.tiny import CONFIG, make_model, make_weights
 
 _LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 3.0, 4.0]}
@@ -48,8 +47,8 @@ def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory)
         patch.setattr(device_plan, "kernels", lambda: kernels)
         patch.setattr(continuous_batch, "STEP_TOKENS", 24)
         path = tmp_path_factory.mktemp("model")
-        if row := next((row for row in ROWS if row.title == request.param), None):
-            make_of_family(path, row.model_type, **row.config)
+        if row := ROW.get(request.param):
+            row.make(path)
         else:
             make_model(path, **CONFIGS.get(request.param.split()[0], {}))
         lm = gptcli.load(path, device="cpu", dtype="fp32", ctx_size=64)
@@ -135,7 +134,7 @@ def test_each_text_is_what_it_would_be_alone_whatever_comes_and_goes(lm: Languag
 
 
 def steps_of(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """How many tokens of which texts each step from now on runs."""
+    """The tokens of each text in each step from now on."""
     steps, extend = list[list[int]](), lm.engine.extend
 
     def counting(texts: list[Extension]) -> list[Extended]:
@@ -147,7 +146,7 @@ def steps_of(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[list[in
 
 
 def finished(lm: LanguageModel, requests: list[Request]) -> list[tuple[Any, ...]]:
-    """What comes of requests together, in their order."""
+    """The outcomes of requests that run together, in their order."""
     batch, jobs = ContinuousBatch(len(requests)), [lm.job(request) for request in requests]
     heard = {job: list[Any]() for job in jobs}
     for job in jobs:

@@ -57,7 +57,7 @@ def test_the_text_is_the_same(tiny_model: Path, other_model: Path, draft: str, c
 
 
 class EveryStep:
-    """A pace that always wants to draft: time, which is not the same twice, decides nothing."""
+    """A pace that always wants to draft, so that timing decides nothing."""
 
     def __init__(self, most: int) -> None:
         self.most = most

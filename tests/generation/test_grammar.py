@@ -1,4 +1,4 @@
-"""What constraints become, which are refused and why, and how a text is followed: without a model."""
+"""Constraints without a model: the texts that they allow, the forms that are refused, and how a text is followed."""
 
 from __future__ import annotations
 

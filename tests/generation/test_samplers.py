@@ -233,7 +233,7 @@ def test_a_value_that_is_not_finite_is_found_at_any_index(library: Functions, wr
 
 @dataclass(frozen=True, kw_only=True)
 class LargerConfig(SamplingConfig):
-    """With a field that the compiled code knows nothing of."""
+    """A config with a field that the compiled code does not know."""
 
     unheard_of: float = 0.5
 

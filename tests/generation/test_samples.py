@@ -53,7 +53,7 @@ def outcome(events: Iterator[TextDelta | Finished]) -> Outcome:
 
 
 def facts(outcome: Outcome) -> tuple[Any, ...]:
-    """All of an outcome but its times."""
+    """Everything in an outcome but its times."""
     text, end = outcome
     if isinstance(end, GptcliError):
         return text, type(end), end.message
@@ -109,7 +109,7 @@ def test_log_probabilities_are_those_it_would_have_alone(lm: LanguageModel) -> N
 
 
 def steps_of(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many texts each step from now on is for."""
+    """The number of texts in each step from now on."""
     steps = list[int]()
     decode, extend = SharedSteps.after, lm.engine.extend
     monkeypatch.setattr(SharedSteps, "after", lambda self, texts: steps.append(len(texts)) or decode(self, texts))

@@ -21,8 +21,7 @@ from gptcli.runtime import program
 from gptcli.runtime.engine import Extension, TokenScore
 from gptcli.runtime.lowering import decoder
 from gptcli.runtime.torch_engine import TorchEngine
-from tests.parity.reference import make_of_family
-from tests.parity.test_families import ROWS
+from tests.parity.test_families import ROW
 from tests.tiny import TEXT, make_model
 
 
@@ -257,14 +256,13 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def with_states(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
-    row = next(row for row in ROWS if row.title == "qwen3_next")
-    path = make_of_family(tmp_path_factory.mktemp("models") / "states", row.model_type, **row.config)
+    path = ROW["qwen3_next"].make(tmp_path_factory.mktemp("models") / "states")
     return gptcli.load(path, device="cpu", dtype="fp32")
 
 
 @pytest.fixture(params=["tiny", "with_bos", "with_states"])
 def many(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> LanguageModel:
-    """A model, whose steps hold a part of the texts."""
+    """A model whose steps are too short for all texts."""
     monkeypatch.setattr(scoring, "_STEP_TOKENS", 40)
     lm: LanguageModel = request.getfixturevalue(request.param)
     return lm

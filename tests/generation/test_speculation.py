@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -30,7 +29,7 @@ def test_a_text_that_repeats_nothing_has_no_draft(text: list[int]) -> None:
 
 
 def drafted(pace: Pace, kept: float, step_s: float, steps: int) -> list[int]:
-    """What a pace wants, step by step, if this share of it comes true and a step with a draft takes so long."""
+    """The drafts that a pace wants in each step. kept: the share that comes true. step_s: of steps with a draft."""
     lengths = []
     for _ in range(steps):
         lengths.append(wanted := pace.wanted())
@@ -118,14 +117,13 @@ def test_what_comes_out_is_the_same(tiny_model: Any, temperature: float, overflo
 def test_an_interrupted_run_ahead_leaves_a_cache_that_can_be_used_again(engine: TorchEngine) -> None:
     cache = engine.new_cache()
     steps = SingleSteps(engine, cache, PromptLookup(), 7)
-    steps_text: Sequence[int] = REPEATED
-    engine.prefill(steps_text[:-2], cache)
-    steps.after([steps_text[:-1]])
-    steps.after([steps_text])
-    assert cache.length > len(steps_text)
-    cache.keep_common([*steps_text, 40])
+    engine.prefill(REPEATED[:-2], cache)
+    steps.after([REPEATED[:-1]])
+    steps.after([REPEATED])
+    assert cache.length > len(REPEATED)
+    cache.keep_common([*REPEATED, 40])
     got: Tensor = engine.decode(40, cache)
     fresh = engine.new_cache()
-    wanted = engine.prefill([*steps_text, 40], fresh)
+    wanted = engine.prefill([*REPEATED, 40], fresh)
     assert wanted is not None
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)

@@ -39,7 +39,7 @@ GRANITE = {
 
 @dataclass(frozen=True)
 class Case:
-    """A model of transformers, what its file says beside what every file says, and a change that must be noticed."""
+    """A model of transformers, the fields that only its file has, and a change that must change the logits."""
 
     title: str
     architecture: str
@@ -51,7 +51,7 @@ class Case:
 
 
 def llama3_factors() -> np.ndarray:
-    """What the converter writes for LLAMA3, by transformers' own formula."""
+    """The factors that the converter writes for LLAMA3, by transformers' formula."""
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 

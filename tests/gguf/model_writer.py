@@ -1,6 +1,6 @@
 """Writes tiny checkpoints of transformers as GGUF files, with the gguf package's names for tensors.
 
-What llama.cpp's converter does to tensors of some architectures is done here by other means than its undoing.
+The changes of llama.cpp's converter to tensors are written here independently of the code that undoes them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 from gguf import MODEL_ARCH_NAMES, GGUFWriter, get_tensor_name_map
 from safetensors.numpy import load_file
 
-from tests.gguf.tiny_gguf import add_field
+from tests.gguf.tiny_gguf import add_field, finish
 
 ARCHITECTURES = {name: arch for arch, name in MODEL_ARCH_NAMES.items()}
-# config.json's names of what every file says.
+# Fields of every file by their names in config.json.
 COMMON = {
     "context_length": ("max_position_embeddings", "n_positions"),
     "embedding_length": ("hidden_size", "n_embd"),
@@ -86,14 +86,11 @@ def write_model(
         add_field(writer, f"xielu.{name}", each)
     for name, values in (tensors_of(checkpoint, architecture, config) | more).items():
         writer.add_tensor(name, np.ascontiguousarray(values))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
 
 
 def tensors_of(checkpoint: Path, architecture: str, config: dict[str, Any]) -> Arrays:
-    """A checkpoint's tensors as llama.cpp's converter would name and change them."""
+    """A checkpoint's tensors with the names and changes of llama.cpp's converter."""
     names = get_tensor_name_map(ARCHITECTURES[NAMED_AS.get(architecture, architecture)], 8)  # layers, more than any has
     result: Arrays = {}
     tensors = {name: values for name, values in load_file(checkpoint / "model.safetensors").items()
@@ -112,7 +109,7 @@ def tensors_of(checkpoint: Path, architecture: str, config: dict[str, Any]) -> A
 
 
 def _split(tensors: Arrays, architecture: str, config: dict[str, Any]) -> Arrays:
-    """The tensors, with what makes keys and values of latents as deepseek2 has it: one for each, keys' transposed."""
+    """The tensors with deepseek2's layout of `kv_b_proj`: one matrix for keys, transposed, and one for values."""
     result: Arrays = {}
     for name, values in tensors.items():
         if architecture == "deepseek2" and name.endswith("kv_b_proj.weight"):
@@ -138,7 +135,7 @@ def _split(tensors: Arrays, architecture: str, config: dict[str, Any]) -> Arrays
 
 
 def _granite_name(name: str, kind: str, config: dict[str, Any]) -> str:
-    """The converter's own names where transformers has gate and up in one."""
+    """Splits transformers' joined gate and up into the converter's two tensors."""
     layer = name.split(".")[2]
     if "block_sparse_moe" in name:
         return f"model.layers.{layer}.mlp.experts.{kind}.weight"
@@ -147,7 +144,7 @@ def _granite_name(name: str, kind: str, config: dict[str, Any]) -> str:
 
 
 def _scaled(tensors: Arrays, config: dict[str, Any]) -> Arrays:
-    """Falcon H1's weights with all that they are multiplied with."""
+    """Falcon H1's weights times its multipliers."""
     if config["model_type"] != "falcon_h1":
         return tensors
     gate, down = config["mlp_multipliers"]
@@ -164,7 +161,7 @@ def _scaled(tensors: Arrays, config: dict[str, Any]) -> Arrays:
 
 
 def _in_one(tensors: Arrays, architecture: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Experts and norms of heads, one each in transformers, stacked; gate and up of gpt-oss and Llama 4 apart."""
+    """Stacks transformers' experts and norms of heads; splits gate and up of gpt-oss and Llama 4."""
     numbered: dict[str, dict[int, np.ndarray]] = {}
     for name, values in tensors.items():
         match = re.fullmatch(r"(.*\.(?:experts|norms|altup_\w+))\.(\d+)\.(.*)", name)
@@ -229,7 +226,7 @@ def _changed(name: str, values: np.ndarray, architecture: str, config: dict[str,
 
 
 def _tiled(name: str, values: np.ndarray, config: dict[str, Any]) -> np.ndarray:
-    """The tensor with value heads in another order: the first of each key head, then the second of each."""
+    """The tensor with reordered value heads: the first of each key head, then the second of each."""
     keys, heads = config["linear_num_key_heads"], config["linear_num_value_heads"]
     order = [key * (heads // keys) + value for value in range(heads // keys) for key in range(keys)]
     stem = re.sub(r"^blk\.\d+\.|\.(weight|bias)$", "", name)

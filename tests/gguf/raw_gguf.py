@@ -1,4 +1,4 @@
-"""A GGUF file in parts that can be changed one by one, and written with whatever its header shall say."""
+"""A GGUF file whose fields, tensors and header can be changed one by one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gguf import GGUFReader
 
 @dataclass
 class RawTensor:
-    """A tensor with its sizes in the file's order. at: where the header says that its data are; None for the truth."""
+    """A tensor with its sizes in the file's order. at: its offset in the header; None for the true one."""
 
     shape: list[int]
     kind: int
@@ -21,7 +21,7 @@ class RawTensor:
 
 @dataclass
 class RawGguf:
-    """fields: each one's type and the bytes of its value. counts: of tensors and fields; None for the truth."""
+    """fields: type and value's bytes of each. counts: of tensors and fields in the header; None for the true ones."""
 
     fields: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     tensors: dict[str, RawTensor] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class RawGguf:
 
 
 def text(value: str) -> bytes:
-    """A string as the format has it."""
+    """A string in the format's bytes."""
     data = value.encode("utf-8", "surrogatepass")
     return struct.pack("<Q", len(data)) + data
 

@@ -14,6 +14,7 @@ import json
 import sys
 import tempfile
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +34,30 @@ def learn_merges(texts: list[str]) -> list[tuple[str, str]]:
     """Byte-pair merges over whole texts: the commonest pair first, ties in order of their text."""
     letters = byte_letters()
     words = [[letters[byte] for byte in text.encode()] for text in texts]
-    known = set(CONTROL)  # two merges may make the same token, but a vocabulary has it once
+    known = set(CONTROL)  # two merges may make one token; a vocabulary has it once
     merges: list[tuple[str, str]] = []
     while True:
-        pairs: Counter[tuple[str, str]] = Counter()
-        for word in words:
-            pairs.update(pair for pair in zip(word, word[1:], strict=False) if len("".join(pair)) <= 16)
+        pairs = pairs_in(words, 16)
         fresh = [pair for pair in pairs if "".join(pair) not in known]
         if not fresh:
             return merges
         best = min(fresh, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
         known.add("".join(best))
-        for word in words:
-            for index in range(len(word) - 2, -1, -1):
-                if tuple(word[index : index + 2]) == best:
-                    word[index : index + 2] = ["".join(best)]
+        merge(words, best)
+
+
+def pairs_in(words: list[list[str]], longest: int) -> Counter[tuple[str, str]]:
+    """The neighbours in all words that are at most `longest` characters together."""
+    return Counter(pair for word in words for pair in pairwise(word) if len("".join(pair)) <= longest)
+
+
+def merge(words: list[list[str]], best: tuple[str, str]) -> None:
+    """Joins a pair in all words."""
+    for word in words:
+        for index in range(len(word) - 2, -1, -1):
+            if tuple(word[index : index + 2]) == best:
+                word[index : index + 2] = ["".join(best)]
 
 
 def learn_pieces(texts: list[str]) -> list[str]:
@@ -58,17 +67,12 @@ def learn_pieces(texts: list[str]) -> list[str]:
     words = [list(text.replace(" ", "\u2581")) for text in texts]
     pieces: list[str] = []
     while len(pieces) < 700:
-        pairs: Counter[tuple[str, str]] = Counter()
-        for word in words:
-            pairs.update(pair for pair in zip(word, word[1:], strict=False) if len("".join(pair)) <= 12)
+        pairs = pairs_in(words, 12)
         known = {*letters, *pieces}
         fresh = [pair for pair in pairs if known.issuperset(pair) and "".join(pair) not in {*known, *CONTROL, "<user>"}]
         best = min(fresh, key=lambda pair: (-pairs[pair], pair))
         pieces.append("".join(best))
-        for word in words:
-            for index in range(len(word) - 2, -1, -1):
-                if tuple(word[index : index + 2]) == best:
-                    word[index : index + 2] = ["".join(best)]
+        merge(words, best)
     return [*pieces, *letters]
 
 

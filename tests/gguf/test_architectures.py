@@ -1,4 +1,4 @@
-"""Every architecture's logits against transformers, from a GGUF file as it is; and that each case can fail."""
+"""Every architecture's logits against transformers, from GGUF files; each case can fail."""
 
 from __future__ import annotations
 
@@ -93,6 +93,15 @@ def test_logits_depend_on_what_the_file_says(
     assert relative_error(engine.logits(IDS), wanted) > 10 * TOLERANCE
 
 
+def test_what_is_kept_of_a_file_is_what_it_says(case: Case, reference: Reference, tmp_path: Path) -> None:
+    read = ModelFolder.open(written(case, reference, tmp_path))
+    _ = read.architecture, read.notes
+    read.keep()
+    kept = ModelFolder.open(read.path)
+    assert (read.gguf is not None, kept.gguf) == (True, None)
+    assert kept == read == replace(ModelFolder._open_gguf(read.path), unkept=read.unkept)
+
+
 def test_every_architecture_has_a_case() -> None:
     assert {case.architecture for case in CASES} == ARCHITECTURES.keys()
 
@@ -104,7 +113,7 @@ def llama(tmp_path: Path, **changes: Any) -> ModelFolder:
 
 
 def rewritten(tensors: dict[str, np.ndarray], layout: str) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors of a file as other converters lay them out."""
+    """A file's tensors in the layout of another converter."""
     for name, values in tensors.items():
         if layout == "experts apart" and "_exps." in name:
             for expert, part in enumerate(values):

@@ -1,4 +1,4 @@
-"""Models written as GGUF files: read back by us and by the gguf package, refused where a file cannot say it."""
+"""Models written as GGUF files and read back by us and by the gguf package; what GGUF cannot store is refused."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize, quantize
+from safetensors.numpy import load_file, save_file
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.errors import BrokenTokenizer, OutputError, UnsupportedArchitecture
@@ -30,20 +31,21 @@ from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.tokenizer import Tokenizer
 from tests.gguf.model_writer import tensors_of
 from tests.gguf.test_architectures import CASES, Case
-from tests.gguf.tiny_gguf import Kind, shapes, write_gguf, write_sentencepiece
+from tests.gguf.tiny_gguf import WIDTH, Kind, write_gguf, write_sentencepiece
 from tests.parity.reference import Reference, write_reference
 from tests.parity.test_families import engine_of
 from tests.tiny import make_model, make_tokenizer
 
 IDS = torch.randint(3, 320, (40,), generator=torch.Generator().manual_seed(1)).tolist()
-STOPS = {"eos_token_id": [2, 0]}  # all that end a text in files, whatever a model says
+STOPS = {"eos_token_id": [2, 0]}  # the tokens that end a text in every file
 FEW = [5, 17, 200, 3, 99, 2, 150, 260]  # in the smallest vocabulary
 FP32 = RuntimeConfig(device="cpu", dtype="fp32", quantize="none")
-# What llama.cpp opens of cases that it does not open as they are.
+# Changes to cases that llama.cpp would not open.
 OPENED: dict[str, dict[str, Any]] = {
     "gptneox, one after the other": {"attention_bias": True},
     "command-r": {"use_qk_norm": False},
     "olmoe": {"num_key_value_heads": 4},
+    "dots1": {"num_key_value_heads": 4},
 }
 WRITTEN = [
     replace(case, config=case.config | OPENED.get(case.title, {}))
@@ -116,6 +118,23 @@ REFUSED = {
     "another activation": ("mixtral", {"hidden_act": "gelu"}, "activation = silu, not gelu"),
     "two norms": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}, "no tensor for .*ln_attn"),
     "a head that llama.cpp wants apart": ("olmo2", {"tie_word_embeddings": True}, "only with a head that is not"),
+    "a head that a mixture wants apart": ("minimax_m2", {"tie_word_embeddings": True}, "only with a head that is not"),
+    "a mixture in every other layer": (
+        "ernie4_5_moe",
+        {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24, "moe_layer_interval": 2},
+        r"blocks\[\d\].mlp",
+    ),
+    "no layer with attention": ("lfm2", {"layer_types": ["conv"] * 4}, "no layer has attention"),
+    "biases of convolutions": (
+        "lfm2",
+        {"layer_types": ["conv", "full_attention"] * 2, "conv_bias": True},
+        "with convolutions without biases",
+    ),
+    "experts whose shares are scaled": (
+        "lfm2_moe",
+        {"layer_types": ["conv", "full_attention"] * 2, "routed_scaling_factor": 1.5},
+        "shares of experts that are not scaled",
+    ),
     "a head that it wants shared": (
         "cohere2",
         {"tie_word_embeddings": False},
@@ -164,12 +183,15 @@ def test_a_window_that_files_do_not_say_or_llama_cpp_ignores_bounds_the_context(
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q5_0", "MXFP4", "Q6_K"])
 def test_blocks_of_a_gguf_file_come_back_as_they_are(kind: str, tmp_path: Path) -> None:
-    wide = shapes(width=256) if kind == "Q6_K" else shapes()
-    kinds = {name: Kind[kind] if shape[-1] % 256 == 0 or kind != "Q6_K" else Kind.F32 for name, shape in wide.items()}
-    changes = {"llama__embedding_length": 256, "llama__rope__dimension_count": 64} if kind == "Q6_K" else {}
-    file = write_gguf(tmp_path / "a.gguf", kinds, tensor_shapes=wide, **changes)
+    wide = kind == "Q6_K"
+    kinds = {"ffn_down.weight": Kind.F32, "weight": Kind[kind]} if wide else Kind[kind]
+    file = write_gguf(tmp_path / "a.gguf", kinds, width=256 if wide else WIDTH)
     export(file, tmp_path / "b.gguf")
-    first, second = ({each.name: each for each in GGUFReader(path).tensors} for path in (file, tmp_path / "b.gguf"))
+    assert_same_tensors(file, tmp_path / "b.gguf")
+
+
+def assert_same_tensors(*files: Path) -> None:
+    first, second = ({each.name: each for each in GGUFReader(file).tensors} for file in files)
     assert first.keys() == second.keys()
     assert all(np.array_equal(each.data, second[name].data) for name, each in first.items())
     assert all(each.tensor_type == second[name].tensor_type for name, each in first.items())
@@ -181,8 +203,7 @@ def test_blocks_survive_an_import_and_an_export(kind: Kind, tmp_path: Path) -> N
     (tmp_path / "imported").mkdir()
     convert(file, tmp_path / "imported", lambda done, total: None)
     export(tmp_path / "imported", tmp_path / "b.gguf")
-    first, second = ({each.name: each for each in GGUFReader(path).tensors} for path in (file, tmp_path / "b.gguf"))
-    assert all(np.array_equal(each.data, second[name].data) for name, each in first.items())
+    assert_same_tensors(file, tmp_path / "b.gguf")
 
 
 def test_weights_of_a_form_that_ggml_lacks_are_expanded_exactly_and_named(tmp_path: Path) -> None:
@@ -190,8 +211,6 @@ def test_weights_of_a_form_that_ggml_lacks_are_expanded_exactly_and_named(tmp_pa
     (tmp_path / "model").mkdir()
     convert(file, tmp_path / "model", lambda done, total: None)
     folder = ModelFolder.open(tmp_path / "model")
-    from safetensors.numpy import load_file, save_file
-
     tensors = load_file(tmp_path / "model" / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.biases"
     tensors[name] = tensors[name] * np.float16(0.9)

@@ -1,4 +1,4 @@
-"""A GGUF file as a model, as it is: commands, parts, notes."""
+"""A GGUF file opened as a model: logits, notes, split files."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from typing import Any
 import pytest
 import torch
 
-from gptcli.checkpoint import load
+from gptcli.checkpoint import kept_headers, load
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.share import Share
+from gptcli.environment import prepared_directory
 from gptcli.errors import BrokenCheckpoint, GptcliError, OutOfMemory, UnsupportedArchitecture
 from gptcli.gguf.convert import convert
 from gptcli.kernels.layers import JoinedLinear
-from gptcli.kernels.tensors import library as kernels
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import LocalModel, fingerprint
 from gptcli.quant.dense import DenseWeight
 from gptcli.runtime import device_plan
 from gptcli.runtime.device_plan import plan_for
+from gptcli.runtime.fast_start.snapshots import forget_snapshots, stored_snapshots
 from gptcli.settings import RuntimeConfig
 from gptcli.text.tokenizer import Tokenizer
 from tests.gguf.raw_gguf import RawGguf
 from tests.gguf.tiny_gguf import BOS, EOS, HEAD_DIM, KV_HEADS, LAYERS, MLP, WIDTH, Kind, shapes, write_gguf
+from tests.parity.test_families import needed_library
 
 FP32 = RuntimeConfig(device="cpu", dtype="fp32", quantize="none")
 IDS = [5, 17, 200, 3, 99, 2, 150, 260]
@@ -50,7 +52,7 @@ def test_a_file_has_the_logits_of_what_it_converts_to(kind: Kind, tmp_path: Path
 
 def test_the_ends_of_a_text_are_those_of_the_file(tmp_path: Path) -> None:
     lm = LanguageModel.open(str(write_gguf(tmp_path / "tiny.gguf", tokenizer__ggml__eot_token_id=1)), FP32)
-    assert lm.stop_ids == {0, 1, 2}  # 0 is <|endoftext|>, which ends a text whatever the file says
+    assert lm.stop_ids == {0, 1, 2}  # 0 is <|endoftext|>, which ends every text
     assert (lm.tokenizer.named_tokens["bos_token"], lm.tokenizer.named_tokens["eos_token"]) == (BOS, EOS)
 
 
@@ -61,10 +63,8 @@ def test_sampling_defaults_are_those_of_the_file(tmp_path: Path) -> None:
 
 
 def test_blocks_that_nothing_multiplies_with_are_named(tmp_path: Path) -> None:
-    wide = shapes(width=256)
-    kinds = {name: Kind.TQ2_0 if shape[-1] == 256 and len(shape) == 2 else Kind.F32 for name, shape in wide.items()}
-    changes = {"llama__embedding_length": 256, "llama__rope__dimension_count": 64}
-    folder = ModelFolder.open(write_gguf(tmp_path / "tiny.gguf", kinds, tensor_shapes=wide, **changes))
+    kinds = {"ffn_down.weight": Kind.F32, "weight": Kind.TQ2_0}
+    folder = ModelFolder.open(write_gguf(tmp_path / "tiny.gguf", kinds, width=256))
     assert ["blocks of type: TQ2_0" in str(note) for note in folder.notes] == [True]
 
 
@@ -76,8 +76,52 @@ def test_a_file_changed_or_moved_is_another_model_or_the_same(tmp_path: Path) ->
     assert fingerprint(file) != before
 
 
+@pytest.mark.parametrize(
+    "change", ["the file", "the program", "what is kept", "who may write", "switched off", "removed"]
+)
+def test_what_is_kept_of_a_file_is_used_only_while_nothing_has_changed(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf", Kind.Q8_0)
+    LanguageModel.open(str(file), FP32).close()
+    [kept] = prepared_directory().glob("*.header")
+    assert [(each.path, each.model, each.content) for each in stored_snapshots()] == [(kept, str(file), "header")]
+    assert ModelFolder.open(file).gguf is None
+    match change:
+        case "the file":
+            write_gguf(file, Kind.Q8_0, llama__rope__freq_base=5e5)
+        case "the program":
+            monkeypatch.setattr(kept_headers, "program_identity", lambda: "another")
+        case "what is kept":
+            data = kept.read_bytes()
+            kept.write_bytes(data.replace(b'"rope_theta":10000.0', b'"rope_theta":90000.0'))
+        case "who may write":
+            kept.chmod(0o622)
+        case "switched off":
+            monkeypatch.setenv("GPTCLI_PREPARED", "off")
+        case "removed":
+            forget_snapshots(file)
+    folder = ModelFolder.open(file)
+    assert folder.gguf is not None
+    assert folder.config["rope_theta"] == (5e5 if change == "the file" else 1e4)
+
+
+def test_nothing_is_kept_of_a_file_that_was_replaced_while_it_was_read(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf", Kind.Q8_0)
+    folder = ModelFolder.open(file)
+    write_gguf(file, Kind.Q8_0, llama__rope__freq_base=5e5)
+    folder.keep()
+    assert not [*prepared_directory().glob("*.header")]
+
+
+def test_nothing_is_kept_of_several_parts(tmp_path: Path) -> None:
+    whole = write_gguf(tmp_path / "whole.gguf", Kind.Q8_0)
+    ModelFolder.open(in_parts(whole, tmp_path / "parts", (3, 100))[0]).keep()
+    assert not [*prepared_directory().glob("*.header")]
+
+
 def in_parts(whole: Path, directory: Path, counts: tuple[int, ...]) -> list[Path]:
-    """A file's tensors in several files, whose first has the fields."""
+    """A file's tensors in several files; the first has the fields."""
     directory.mkdir(exist_ok=True)
     raw = RawGguf.of(whole)
     tensors, paths = iter(raw.tensors.items()), []
@@ -98,6 +142,18 @@ def in_parts(whole: Path, directory: Path, counts: tuple[int, ...]) -> list[Path
 def parts(tmp_path: Path) -> list[Path]:
     whole = write_gguf(tmp_path / "whole.gguf", Kind.Q8_0)
     return in_parts(whole, tmp_path / "parts", (5, 9, len(shapes()) - 14))
+
+
+def test_parts_in_capitals_are_found(parts: list[Path], tmp_path: Path) -> None:
+    first, *_ = capitals = [part.rename(part.with_suffix(".GGUF")) for part in parts]
+    assert torch.equal(logits(first), logits(tmp_path / "whole.gguf"))
+    assert LocalModel("tiny", first).size == sum(part.stat().st_size for part in capitals)
+
+
+def test_a_file_called_gguf_in_any_case_is_read_as_one(tmp_path: Path) -> None:
+    (tmp_path / "empty.GGUF").write_bytes(b"")
+    with pytest.raises(BrokenCheckpoint, match="ends too early"):
+        ModelFolder.open(tmp_path / "empty.GGUF")
 
 
 def test_a_split_file_is_one_model(parts: list[Path], tmp_path: Path) -> None:
@@ -130,9 +186,7 @@ MIXED = {"attn_v.weight": Kind.Q8_0, "attn_k.weight": Kind.F32, "weight": Kind.Q
 
 
 def test_types_that_are_joined_and_not_alike_stay_as_they_are_stored(tmp_path: Path) -> None:
-    if (library := kernels()) is None:
-        pytest.skip("the kernels are not built here")
-    plan = load.WeightPlan(torch.device("cpu"), torch.float32, "expand", library)
+    plan = load.WeightPlan(torch.device("cpu"), torch.float32, "expand", needed_library())
     decoder = load.load_decoder(ModelFolder.open(write_gguf(tmp_path / "tiny.gguf", MIXED)), plan)
     joined = [module for module in decoder.modules() if isinstance(module, JoinedLinear)]
     keys, values = (KV_HEADS * HEAD_DIM * columns for columns in (WIDTH, WIDTH + 2 * WIDTH // 32))
@@ -144,10 +198,8 @@ def test_types_that_are_joined_and_not_alike_stay_as_they_are_stored(tmp_path: P
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_has_its_rows_of_each_type(rank: int, tmp_path: Path) -> None:
-    if (library := kernels()) is None:
-        pytest.skip("the kernels are not built here")
     folder = ModelFolder.open(write_gguf(tmp_path / "tiny.gguf", MIXED))
-    plan = load.WeightPlan(torch.device("cpu"), torch.float32, "expand", library)
+    plan = load.WeightPlan(torch.device("cpu"), torch.float32, "expand", needed_library())
     share = Share(folder.architecture.config, rank, 2)
     x = torch.randn(1, 3, WIDTH, generator=torch.Generator().manual_seed(1))
     whole, own = (load.load_decoder(folder, plan, share=each).blocks[0].attention.qkv for each in (None, share))
@@ -159,8 +211,7 @@ def test_a_rank_has_its_rows_of_each_type(rank: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kinds", [MIXED, MIXED | {"attn_q.weight": Kind.TQ2_0, "ffn_up.weight": Kind.TQ1_0}])
 def test_fp32_rounds_nothing_that_a_file_has(kinds: dict[str, Kind], tmp_path: Path) -> None:
-    changes = {"llama__embedding_length": 256, "llama__rope__dimension_count": 64}
-    file = write_gguf(tmp_path / "tiny.gguf", kinds, tensor_shapes=shapes(width=256), **changes)
+    file = write_gguf(tmp_path / "tiny.gguf", kinds, width=256)
     as_stored = replace(FP32, quantize="auto", kv="fp32")
     assert plan_for(ModelFolder.open(file), as_stored).weights.exact
     found = LanguageModel.open(str(file), as_stored).logits(IDS)
@@ -172,13 +223,11 @@ def test_fp32_rounds_nothing_that_a_file_has(kinds: dict[str, Kind], tmp_path: P
 def test_blocks_that_nothing_multiplies_with_take_half_the_memory_unless_fp32_is_asked_for(
     exact: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if (library := kernels()) is None:
-        pytest.skip("the kernels are not built here")
+    library = needed_library()
     dense: list[DenseWeight] = []
     monkeypatch.setattr(load, "DenseWeight", lambda values: dense.append(DenseWeight(values)) or dense[-1])
-    changes = {"llama__embedding_length": 256, "llama__rope__dimension_count": 64}
     kinds = {"ffn_up.weight": Kind.TQ2_0, "ffn_gate.weight": Kind.TQ2_0}
-    folder = ModelFolder.open(write_gguf(tmp_path / "tiny.gguf", kinds, tensor_shapes=shapes(width=256), **changes))
+    folder = ModelFolder.open(write_gguf(tmp_path / "tiny.gguf", kinds, width=256))
     load.load_decoder(folder, load.WeightPlan(torch.device("cpu"), torch.float32, "expand", library, exact=exact))
     assert {each.values.dtype for each in dense if each.shape == (2 * MLP, 256)} == {
         torch.float32 if exact else torch.float16

@@ -1,4 +1,4 @@
-"""GGUF files that are no language model's, or not as they should be: each is named, with a way out."""
+"""GGUF files that are not a language model, or not valid: the error names what they are and gives a hint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gptcli.models.catalog import fingerprint
 from gptcli.models.install import install
 from gptcli.text.tokenizer import Tokenizer
 from tests.gguf.raw_gguf import RawGguf
-from tests.gguf.tiny_gguf import add_field, write_gguf
+from tests.gguf.tiny_gguf import add_field, finish, write_gguf
 
 MATRIX = np.ones((32, 32), np.float32)
 KINDS: dict[str, tuple[str, dict[str, Any], str, str]] = {
@@ -40,10 +40,7 @@ def write(file: Path, architecture: str, fields: dict[str, Any], tensor: str) ->
         add_field(writer, name, value)
     if tensor:
         writer.add_tensor(tensor, MATRIX)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return file
 
 
@@ -78,11 +75,7 @@ def test_what_looks_like_a_gguf_file_is_named(start: bytes, message: str, tmp_pa
 
 
 def test_a_file_of_a_big_endian_machine_is_named(tmp_path: Path) -> None:
-    writer = GGUFWriter(tmp_path / "big.gguf", "llama", endianess=GGUFEndian.BIG)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(GGUFWriter(tmp_path / "big.gguf", "llama", endianess=GGUFEndian.BIG))
     with pytest.raises(InvalidModel, match="big-endian"):
         ModelFolder.open(tmp_path / "big.gguf")
 

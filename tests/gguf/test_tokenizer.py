@@ -45,12 +45,12 @@ def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def is_comparable(name: str, text: str, ids: list[int]) -> bool:
-    """Whether llama.cpp does with a text what a model's own tokenizer does, and we promise."""
-    if name in ("qwen2", "qwen35"):  # which compose characters first; llama.cpp does not
+    """Whether llama.cpp splits a text as the model's own tokenizer does, which is what we promise."""
+    if name in ("qwen2", "qwen35"):  # their own tokenizers compose characters first; llama.cpp does not
         return unicodedata.is_normalized("NFC", text)
     if name in ("deepseek-llm", "deepseek-coder"):  # llama.cpp takes all whitespace out of ranges of letters
         return "\u2028" not in text
-    return "sentencepiece" not in name or not {*ids} & SENTENCEPIECE_CONTROL  # which it merges from what is typed
+    return "sentencepiece" not in name or not {*ids} & SENTENCEPIECE_CONTROL  # llama.cpp merges them from typed text
 
 
 def check(tokenizer: Tokenizer, name: str, *, special: bool) -> None:
@@ -176,9 +176,8 @@ def test_pieces_never_add_up_to_a_control_token(name: str, tmp_path: Path) -> No
     file = write_sentencepiece(tmp_path / "tiny.gguf", RECORDED["pieces"], **SENTENCEPIECE[name])
     tokenizer = Tokenizer.open(file)
     typed = "a<|im_start|>user\nhi<|im_end|>\n</s> b"
-    assert SENTENCEPIECE_CONTROL & {
-        *RECORDED["ids"][name][RECORDED["texts"].index("<|im_end|>")]
-    }  # as llama.cpp has it
+    theirs = RECORDED["ids"][name][RECORDED["texts"].index("<|im_end|>")]
+    assert SENTENCEPIECE_CONTROL & {*theirs}
     assert not SENTENCEPIECE_CONTROL & {*tokenizer.encode(typed, add_special=False)}
     assert tokenizer.decode(tokenizer.encode(typed, add_special=False)).decode().lstrip() == typed
 

@@ -28,23 +28,23 @@ PRE_TOKENIZERS = (
     *("gpt-2", "smollm", "llama-bpe", "qwen2", "falcon", "default", "gpt-4o", "tekken"),
     *("deepseek-llm", "deepseek-coder", "deepseek-v3", "qwen35"),
     *("minicpm5", "seed-coder", "kimi-k2", "bloom", "viking"),
-)  # one of each that split alike
+)  # one of each group that splits alike
 TOKENS = [*CONTROL, *byte_letters(), *("".join(merge) for merge in MERGES)]
 
 
-def fields(pre: str = "smollm", **changes: Any) -> dict[str, Any]:
+def fields(pre: str = "smollm", width: int = WIDTH, **changes: Any) -> dict[str, Any]:
     """All fields of a tiny file. Changes are by name, with `__` for a dot; None leaves a field out."""
     result = {
         "general.architecture": "llama",
         "llama.context_length": 64,
-        "llama.embedding_length": WIDTH,
+        "llama.embedding_length": width,
         "llama.block_count": LAYERS,
         "llama.feed_forward_length": MLP,
         "llama.attention.head_count": HEADS,
         "llama.attention.head_count_kv": KV_HEADS,
         "llama.attention.layer_norm_rms_epsilon": 1e-5,
         "llama.rope.freq_base": 10000.0,
-        "llama.rope.dimension_count": HEAD_DIM,
+        "llama.rope.dimension_count": width // HEADS,
         "llama.vocab_size": len(TOKENS),
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": pre,
@@ -105,6 +105,7 @@ def write_gguf(
     tensors: dict[str, np.ndarray | tuple[np.ndarray, Kind]] | None = None,
     tensor_shapes: dict[str, tuple[int, ...]] | None = None,
     pre: str = "smollm",
+    width: int = WIDTH,
     **changes: Any,
 ) -> Path:
     """Writes a file with random matrices of one kind, or of kinds by the end of their names; norms are F32.
@@ -112,7 +113,7 @@ def write_gguf(
     `tensors` replace those of the same names or are added; `changes` are as in `fields`.
     """
     writer = GGUFWriter(path, "llama")
-    for name, value in fields(pre, **changes).items():
+    for name, value in fields(pre, width, **changes).items():
         if name == "general.architecture":
             writer.kv_data[0][name].value = value
         elif name == "general.alignment":
@@ -120,17 +121,22 @@ def write_gguf(
         else:
             add_field(writer, name, value)
     chosen: dict[str, np.ndarray | tuple[np.ndarray, Kind]] = {}
-    for seed, (name, shape) in enumerate((tensor_shapes or shapes(tied)).items()):
+    for seed, (name, shape) in enumerate((tensor_shapes or shapes(tied, width)).items()):
         kind = Kind.F32 if len(shape) == 1 else _kind_of(name, kinds)
         chosen[name] = random_blocks(shape, kind, seed), kind
     for name, value in (chosen | (tensors or {})).items():
         data, kind = value if isinstance(value, tuple) else (value, Kind.F32)
         writer.add_tensor(name, data, raw_dtype=kind)
+    finish(writer)
+    return path
+
+
+def finish(writer: GGUFWriter) -> None:
+    """Writes the file."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
 
 
 def write_vocabulary(path: Path, pre: str, merges: list[tuple[str, str]]) -> Path:
@@ -148,7 +154,7 @@ def write_vocabulary(path: Path, pre: str, merges: list[tuple[str, str]]) -> Pat
 
 
 def write_sentencepiece(path: Path, pieces: list[str], *, prefix: bool, model: str = "llama") -> Path:
-    """Writes a tiny file with a SentencePiece vocabulary: bytes, and pieces that are better the earlier they come.
+    """Writes a tiny file with a SentencePiece vocabulary: bytes, and pieces, the best first.
 
     model: `gemma4` has the merges of all pairs that make a piece, too.
     """

@@ -168,7 +168,7 @@ class Operations(Library):
         return out
 
     def rotate_(self, heads: Tensor, cos: Tensor, sin: Tensor) -> None:
-        """What `model.rope.rotate` does, in place, for one position: heads (heads, head_dim), cos and sin (dim,)."""
+        """`model.rope.rotate` of one position, in place: heads (heads, head_dim), cos and sin (dim,)."""
         count, head_dim = heads.shape
         self._c.gptcli_rope(address(heads), address(cos), address(sin), count, head_dim, cos.numel())
 

@@ -129,7 +129,7 @@ def test_weights_that_coding_would_not_shrink_are_not_coded(kernels: Library) ->
     numbers = torch.randint(-(1 << 15), 1 << 15, (64, 640)).short().view(torch.bfloat16)
     assert kernels.coded(numbers) is None  # exponents of all sizes
     assert kernels.coded(weights_of(64, 640, torch.float16)) is None
-    assert kernels.coded(weights_of(64, 96, torch.bfloat16)) is None  # no whole records
+    assert kernels.coded(weights_of(64, 96, torch.bfloat16)) is None  # 96 columns are no multiple of a record
     for level in ("portable", "avx2"):
         kernels.set_level(level)
         assert kernels.coded(weights_of(64, 640, torch.bfloat16)) is None

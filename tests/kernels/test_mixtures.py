@@ -65,13 +65,13 @@ def engine_of(decoder: Decoder, library: Library | None) -> TorchEngine:
     return engine
 
 
-def held_as(decoder: Decoder, hold: Callable[[StoredWeight, nn.Parameter | None], nn.Module], form: str) -> Decoder:
-    """The same decoder whose experts' weights are held in another form."""
-    held = copy.deepcopy(decoder)
+def converted(decoder: Decoder, layer: Callable[[StoredWeight, nn.Parameter | None], nn.Module], form: str) -> Decoder:
+    """The same decoder with its experts' weights in another form."""
+    changed = copy.deepcopy(decoder)
     for name in ("up", "down"):
-        experts = getattr(held.blocks[0].mlp, name)
-        setattr(held.blocks[0].mlp, name, hold(FORMS[form](experts.weight.data), experts.bias))
-    return held
+        experts = getattr(changed.blocks[0].mlp, name)
+        setattr(changed.blocks[0].mlp, name, layer(FORMS[form](experts.weight.data), experts.bias))
+    return changed
 
 
 def ggml(kind: str, weight: Tensor) -> StoredWeight:
@@ -130,14 +130,14 @@ def test_a_mixture_of_any_shape_has_the_logits_that_it_has_in_torch(kernels: Lib
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_experts_may_be_held_in_any_form(kernels: Library, form: str) -> None:
+def test_experts_may_have_any_form(kernels: Library, form: str) -> None:
     columns = 512 if form.endswith("_K") else 64
     moe = replace(GPT_OSS, expert=replace(GPT_OSS.expert, width=columns))
     decoder = decoder_of(moe, hidden=columns)
     torch.manual_seed(0)
-    compiled = held_as(decoder, lambda weight, bias: CompiledExperts(kernels, weight, bias, "fp32"), form)
+    compiled = converted(decoder, lambda weight, bias: CompiledExperts(kernels, weight, bias, "fp32"), form)
     torch.manual_seed(0)
-    wanted = every_way(engine_of(held_as(decoder, PackedExperts, form), None))
+    wanted = every_way(engine_of(converted(decoder, PackedExperts, form), None))
     tolerance = TOLERANCE * (10 if form.endswith("_K") else 1)  # sums of random blocks lose a digit to cancellation
     assert relative_error(every_way(engine_of(compiled, kernels)), wanted) < tolerance
 
@@ -147,8 +147,8 @@ def test_experts_multiply_in_the_arithmetic_that_they_are_to(
     kernels: Library, arithmetic: Arithmetic, least: float, most: float
 ) -> None:
     decoder = decoder_of(replace(GPT_OSS, top_k=6))  # all, so that no rounding changes a choice
-    compiled = held_as(decoder, lambda weight, bias: CompiledExperts(kernels, weight, bias, arithmetic), "int8")
-    wanted = every_way(engine_of(held_as(decoder, PackedExperts, "int8"), None))
+    compiled = converted(decoder, lambda weight, bias: CompiledExperts(kernels, weight, bias, arithmetic), "int8")
+    wanted = every_way(engine_of(converted(decoder, PackedExperts, "int8"), None))
     error = relative_error(every_way(engine_of(compiled, kernels)), wanted)
     if compiled.blocks[0].mlp.up.arithmetic == "bf16":
         least = 1e-4
@@ -184,7 +184,7 @@ def test_a_router_that_is_not_finite_is_noticed_whatever_is_chosen(kernels: Libr
 @pytest.mark.parametrize("form", ["fp32", "bf16", "int4"])
 def test_logits_do_not_depend_on_the_number_of_threads(kernels: Library, form: str) -> None:
     decoder = decoder_of(replace(MOE, experts=12, top_k=5), hidden=128)
-    compiled = held_as(decoder, lambda weight, bias: CompiledExperts(kernels, weight, bias, "bf16"), form)
+    compiled = converted(decoder, lambda weight, bias: CompiledExperts(kernels, weight, bias, "bf16"), form)
     wanted = None
     for threads in (1, 2, 3, 7):
         kernels.set_threads(threads)
@@ -195,7 +195,7 @@ def test_logits_do_not_depend_on_the_number_of_threads(kernels: Library, form: s
 
 def test_experts_that_are_stored_differently_run_side_by_side(kernels: Library) -> None:
     decoder = decoder_of(MOE)
-    compiled = held_as(decoder, lambda weight, bias: CompiledExperts(kernels, weight, bias, "fp32"), "fp32")
+    compiled = converted(decoder, lambda weight, bias: CompiledExperts(kernels, weight, bias, "fp32"), "fp32")
     up = compiled.blocks[0].mlp.up
     for expert, form in ((1, "bf16"), (2, "int8"), (4, "int4")):
         weight = FORMS[form](decoder.blocks[0].mlp.up.weight[expert])

@@ -11,6 +11,7 @@ from torch import nn
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import WeightPlan, load_decoder
+from gptcli.kernels.bindings import CacheKind
 from gptcli.kernels.layers import CompiledLinear, JoinedLinear
 from gptcli.kernels.tensors import Library
 from gptcli.model.config import (
@@ -35,8 +36,9 @@ from gptcli.quant.affine import quantize_affine
 from gptcli.quant.dense import DenseWeight
 from gptcli.runtime.bench import weight_bytes
 from gptcli.runtime.device_plan import DevicePlan
+from gptcli.runtime.engine import Extension
 from gptcli.runtime.torch_engine import TorchEngine
-from tests.kernels.test_mixtures import engine_of, every_way
+from tests.kernels.test_mixtures import IDS, engine_of, every_way
 from tests.parity.reference import write_reference
 from tests.parity.test_families import DEEPSEEK, GROUPS, needed_library, relative_error
 
@@ -100,6 +102,7 @@ CASES = {
     "groups by their best": mixing(groups=2, group_best=1, renormalize=False, expert_scale=True),
     "sparsemixer": mixing(router="sparsemixer", top_k=2, jitter=0.3),
     "scaled inputs": mixing(router="sigmoid", scales_input=True, renormalize=False),
+    "experts of a latent": mixing(latent=20, latent_bias=True, shared=MLP),
     "experts without gates": mixing(expert=replace(MLP, gated=False, activation="relu_squared")),
 }
 
@@ -124,11 +127,30 @@ def test_a_program_reads_as_many_bytes_of_weights_as_the_decoder_has(case: str) 
     assert engine_of(decoder, needed_library()).program_bytes_a_token == weight_bytes(decoder)
 
 
+@pytest.mark.parametrize(("kind", "tolerance"), [("fp32", TOLERANCE), ("fp16", 1e-3), ("int8", 1e-3)])
+def test_long_prompts_read_the_same_latents_as_single_tokens_beside_other_texts(
+    kernels: Library, kind: CacheKind, tolerance: float
+) -> None:
+    """From 48 tokens on, keys and values are made of what the cache has, where a sum's order may round a number."""
+    decoder = decoder_of(CASES["latents"])
+    plan = DevicePlan(WeightPlan(torch.device("cpu"), torch.float32, "expand", kernels, None), kernels, kind)
+    engine = TorchEngine(decoder, plan, decoder.config.max_context, load_s=0.0)
+    begun, alone = engine.new_cache(), []
+    engine.prefill(IDS[:20], begun)
+    texts = [IDS[:3], IDS[20:75], IDS[30:90], [7], IDS[:48], IDS[:47]]
+    caches = [engine.copy_of(begun, 20 if index < 2 else 0) for index in range(len(texts))]
+    for text, cache in zip(texts, caches, strict=True):
+        single = engine.copy_of(cache, cache.length)
+        alone.append([engine.decode(token, single) for token in text][-1])
+    together = engine.extend([Extension(cache, text) for text, cache in zip(texts, caches, strict=True)])
+    assert relative_error(torch.stack([logits for [logits] in together]), torch.stack(alone)) < tolerance
+
+
 def in_pieces(linear: nn.Linear, library: Library) -> JoinedLinear:
-    """The same layer whose rows are held in several forms, some of them in fewer bits."""
-    hold = (DenseWeight, lambda weight: quantize_affine(weight, 8), lambda weight: quantize_affine(weight, 4))
+    """The same layer with rows in several forms, some of them in fewer bits."""
+    forms = (DenseWeight, lambda weight: quantize_affine(weight, 8), lambda weight: quantize_affine(weight, 4))
     pieces = linear.weight.data.split([3, 50, 1, 16, 33, 2, 7, 40, 5, linear.out_features - 157])
-    weights = [hold[index % len(hold)](piece.contiguous()) for index, piece in enumerate(pieces)]
+    weights = [forms[index % len(forms)](piece.contiguous()) for index, piece in enumerate(pieces)]
     return JoinedLinear([CompiledLinear(library, weight, None, "fp32") for weight in weights], linear.bias)
 
 

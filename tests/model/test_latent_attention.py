@@ -1,4 +1,4 @@
-"""Latent attention: both ways of attending agree; a cache of latents serves samples, turns taken back and drafts."""
+"""Latent attention: both formulas agree; a cache of latents supports samples, undone turns and drafts."""
 
 from __future__ import annotations
 

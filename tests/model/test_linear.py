@@ -13,7 +13,7 @@ from gptcli.model.linear import Linear, project
 
 @pytest.fixture(params=[True, False], ids=["in slices", "whole"], autouse=True)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which way is the faster one."""
+    """Whether slices count as the faster way."""
     monkeypatch.setattr(linear, "_slices_are_faster", lambda vectors, threads: request.param)
 
 

@@ -1,4 +1,4 @@
-"""Layers that keep a state: a text that goes back, in any way, goes on as if it had been run afresh."""
+"""Layers with a state: after a text is truncated, in any way, its logits are those of a fresh run."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ from gptcli.runtime.engine import Extension, never_cancelled, no_progress
 from gptcli.runtime.program_cache import ProgramCache
 from gptcli.runtime.torch_engine import TextCache, TorchEngine
 from gptcli.settings import SamplingConfig, StopConfig
-from tests.parity.reference import write_reference
-from tests.parity.test_families import IDS, ROWS, engine_of, needed_library, relative_error
-from tests.tiny import make_model
+from tests.parity.test_families import IDS, ROW, engine_of, needed_library, relative_error
 
 KINDS = ("lfm2", "mamba2", "falcon_h1", "qwen3_next")
 
@@ -37,9 +35,7 @@ def library(request: pytest.FixtureRequest) -> Library | None:
 def engine(
     request: pytest.FixtureRequest, library: Library | None, tmp_path_factory: pytest.TempPathFactory
 ) -> TorchEngine:
-    row = next(row for row in ROWS if row.title == request.param)
-    path = write_reference(tmp_path_factory.mktemp("model"), row.model_type, **row.config).path
-    return engine_of(path, library=library)
+    return engine_of(ROW[request.param].write(tmp_path_factory.mktemp("model")).path, library=library)
 
 
 def afresh(engine: TorchEngine, text: list[int]) -> Tensor:
@@ -53,20 +49,11 @@ def cached(engine: TorchEngine, text: list[int]) -> TextCache:
 
 
 def goes_on(engine: TorchEngine, cache: TextCache, text: list[int]) -> bool:
-    """Whether a cache goes on with what a text has beyond it as a fresh run of the text does."""
+    """Whether the logits of a text after its cached beginning are those of a fresh run."""
     assert cache.tokens == text[: cache.length]
     logits = engine.prefill(text[cache.length :], cache)
     assert logits is not None
     return relative_error(logits, afresh(engine, text)) < 1e-5
-
-
-def tokenized(tmp_path: Path, title: str) -> Path:
-    """A model with a tokenizer."""
-    row = next(row for row in ROWS if row.title == title)
-    path = write_reference(tmp_path / "model", row.model_type, **(row.config | {"vocab_size": 320})).path
-    for file in make_model(tmp_path / "tiny").glob("tokenizer*.json"):
-        file.rename(path / file.name)
-    return path
 
 
 def test_a_prompt_that_is_run_again_runs_its_last_token_only(engine: TorchEngine) -> None:
@@ -179,7 +166,7 @@ def test_choices_after_one_prompt_do_not_run_it_again(engine: TorchEngine, monke
 
 @pytest.mark.parametrize("title", KINDS)
 def test_a_conversation_that_goes_back_answers_as_one_that_never_went_there(tmp_path: Path, title: str) -> None:
-    path = tokenized(tmp_path, title)
+    path = ROW[title].make(tmp_path)
 
     def conversation() -> Any:
         session = gptcli.load(path, device="cpu", dtype="fp32", quantize="none").session()
@@ -218,7 +205,7 @@ def test_nothing_is_drafted_and_the_text_is_the_same(engine: TorchEngine) -> Non
 
 def test_samples_run_their_prompt_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needed_library()
-    lm = gptcli.load(tokenized(tmp_path, "qwen3_5"), device="cpu", dtype="fp32")
+    lm = gptcli.load(ROW["qwen3_5"].make(tmp_path), device="cpu", dtype="fp32")
     engine = lm.torch_engine()
     run, ran = engine._run_texts, list[int]()
     monkeypatch.setattr(

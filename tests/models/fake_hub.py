@@ -25,7 +25,7 @@ class FakeHub:
         self.refuse: tuple[int, str] | None = None  # a status and an X-Error-Code for every request
         self.before_file: Callable[[str], None] = lambda name: None
         self.without_hash: set[str] = set()
-        self.sent: dict[str, bytes] = {}  # in the place of what is listed
+        self.sent: dict[str, bytes] = {}  # instead of what is listed
 
     def fetched(self) -> list[str]:
         """The files whose content was asked for, in order."""

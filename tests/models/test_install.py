@@ -193,7 +193,9 @@ def test_rm_removes_nothing_that_gptcli_did_not_install(
     by_hand.mkdir()
     (by_hand / "config.json").write_text("{}")
     monkeypatch.chdir(install_root())
-    for name in ("owner", "by-hand", ".", "owner/../by-hand", str(tiny_model), "../weights"):
+    with pytest.raises(UsageError, match="not installed by gptcli"):
+        remove("by-hand")
+    for name in ("owner", ".", "owner/../by-hand", str(tiny_model), "../weights"):
         with pytest.raises((UsageError, ModelNotFound)):
             remove(name)
     assert len(local_models()) == 2 and tiny_model.exists()

@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-import pexpect
-import pyte
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from gptcli.cli.app import run
 from gptcli.files import RECORD
 from gptcli.models.catalog import DEFAULT_MODEL, install_root
 from gptcli.text import decode_check
+from tests.cli.terminal.pty_terminal import on_terminal
 from tests.gguf.tiny_gguf import Kind, write_gguf
 from tests.models.fake_hub import FakeHub
 from tests.tiny import make_model
 
 
-class Result:
+class Result(NamedTuple):
     """What a command wrote, and its exit code."""
 
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    def __iter__(self) -> Any:
-        return iter((self.code, self.out, self.err))
+    code: int
+    out: str
+    err: str
 
 
 @pytest.fixture
@@ -53,17 +46,6 @@ def imported(models: Any, tmp_path: Path) -> Path:
     result = models("import", write_gguf(tmp_path / "tiny.gguf"), "--name", "mine")
     assert result.code == 0, result.err
     return Path(result.out.removesuffix("\n"))
-
-
-def on_terminal(columns: int, *arguments: str) -> list[str]:
-    """The screen after `gptcli models` has run on a terminal."""
-    environment = os.environ | {"TERM": "xterm-256color"}
-    command = ["-m", "gptcli", "models", *arguments]
-    child = pexpect.spawn(sys.executable, command, dimensions=(50, columns), env=environment, timeout=30)
-    screen = pyte.Screen(columns, 50)
-    pyte.ByteStream(screen).feed(child.read())
-    child.close()
-    return [line.rstrip() for line in screen.display if line.strip()]
 
 
 def test_without_models_the_list_is_empty_and_says_how_to_get_one(models: Any) -> None:
@@ -263,11 +245,11 @@ def test_rm_removes_what_was_installed(models: Any, imported: Path) -> None:
 def test_a_terminal_shows_a_table_that_fits(tiny_model: Path) -> None:
     shutil.copytree(tiny_model, install_root() / "tiny")
     (make_model(install_root() / "broken") / "model.safetensors").write_bytes(b"xx")
-    wide = on_terminal(80)
+    wide = on_terminal("models").lines
     assert re.fullmatch(r"name +type +weights +size", wide[0])
     assert re.fullmatch(r"tiny +llama +25,760 +114 kB", wide[2])
     assert wide[3].startswith("gptcli: note: broken cannot be used: cannot read:")
-    narrow = on_terminal(40)
+    narrow = on_terminal("models", width=40).lines
     assert [line.split()[0] for line in narrow[:3]] == ["name", "broken", "tiny"]
 
 
@@ -276,13 +258,14 @@ def test_a_terminal_shows_which_store_a_model_is_in(tmp_path: Path, monkeypatch:
         monkeypatch.setenv(name, value if value == "on" else str(tmp_path / value))
     (tmp_path / "cache").mkdir()
     write_gguf(tmp_path / "cache" / "tiny.gguf", Kind.Q8_0)
-    shown = on_terminal(80)
+    shown = on_terminal("models").lines
     assert shown[0].split() == ["name", "type", "weights", "size", "store"]
     assert (shown[1].split()[0], shown[1].split()[-1]) == ("llama.cpp:tiny", "llama.cpp")
 
 
 def test_a_terminal_shows_facts_in_units_a_person_reads(tiny_model: Path) -> None:
-    shown = dict(line.split(maxsplit=1) for line in on_terminal(80, "show", str(tiny_model)) if "bytes." in line)
+    lines = on_terminal("models", "show", tiny_model).lines
+    shown = dict(line.split(maxsplit=1) for line in lines if "bytes." in line)
     assert shown["bytes.weights_as_stored"] == "103 kB"
 
 
@@ -292,20 +275,3 @@ def test_pull_of_an_unknown_type_stops_before_the_weights(models: Any, hub: Fake
     assert code == 3
     assert "`mamba` models are not supported" in err and "models --supported" in err
     assert "model.safetensors" not in hub.fetched()
-
-
-def test_rm_leaves_what_it_did_not_install(models: Any) -> None:
-    model = make_model(install_root() / "by-hand")
-    code, _, err = models("rm", "by-hand")
-    assert code == 2 and "not installed by gptcli" in err
-    assert model.exists()
-
-
-def test_verify_finds_a_weight_that_is_not_a_number(models: Any, tmp_path: Path) -> None:
-    model = make_model(tmp_path / "model")
-    weights = load_file(model / "model.safetensors")
-    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = np.nan
-    save_file(weights, model / "model.safetensors")
-    code, _, err = models("verify", model)
-    assert code == 3
-    assert f"NaN or infinity: {model}: model.layers.1.mlp.up_proj.weight" in err

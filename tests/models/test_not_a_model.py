@@ -1,4 +1,4 @@
-"""Directories that hold something else than a whole model say so, and what to do."""
+"""A directory without a whole model is an error that says what it is, and what to do."""
 
 from __future__ import annotations
 

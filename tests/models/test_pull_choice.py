@@ -91,6 +91,15 @@ def test_the_parts_of_a_split_file_are_one_choice_taken_whole() -> None:
         chosen_files("owner/big", parts | others, None)
 
 
+def test_names_of_files_may_be_in_capitals(ggufs: dict[str, Path], hub: FakeHub, models: Any) -> None:
+    hub.files = {name.replace(".gguf", ".GGUF"): data for name, data in hub.files.items()}
+    code, _, err = models("pull", "owner/tiny", "--file", "*Q8_0*")
+    assert code == 0, err
+    assert [model.path.name for model in local_models()] == ["tiny-Q8_0.GGUF"]
+    sizes = {f"BF16/big-{part:05}-of-00002.GGUF": part for part in (1, 2)}
+    assert chosen_files("owner/big", sizes, "*BF16*") == sizes
+
+
 def test_a_whole_file_is_another_choice_than_parts_called_like_it() -> None:
     parts = {f"model-0000{part}-of-00002.safetensors": 7 for part in (1, 2)}
     files = parts | {"model.safetensors": 14, "config.json": 2}

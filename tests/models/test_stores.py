@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from gptcli.cli.options import model_names
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture, UsageError
 from gptcli.generation.events import TextDelta
 from gptcli.language_model import LanguageModel
@@ -26,7 +27,7 @@ from tests.gguf.tiny_gguf import BOS, CONTROL, TOKENS, Kind, write_gguf
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home with a model in each store, and what is no model beside."""
+    """A home with a model in each store, and files that are no models."""
     monkeypatch.delenv("GPTCLI_STORES")
     monkeypatch.delenv("OLLAMA_MODELS", raising=False)
     monkeypatch.delenv("LLAMA_CACHE", raising=False)
@@ -90,6 +91,19 @@ NAMES = [
 def test_every_model_is_listed_by_the_name_of_its_store() -> None:
     assert [model.name for model in local_models()] == NAMES
     assert [model.store for model in local_models()] == [name.partition(":")[0] for name in NAMES]
+
+
+def test_files_in_capitals_are_models_by_the_same_names(home: Path, tmp_path: Path) -> None:
+    for root in (home, tmp_path / "cache", tmp_path / "huggingface"):
+        for file in root.rglob("*.gguf"):
+            file.rename(file.with_suffix(".GGUF"))
+    assert [model.name for model in local_models()] == NAMES == model_names()
+    model = find("lmstudio:owner/Tiny-GGUF/Tiny-Q8_0")
+    assert (
+        model is not None and LanguageModel.open(model.name, RuntimeConfig(device="cpu")).logits([5, 3]).shape[0] == 2
+    )
+    one = find("owner/One-GGUF")
+    assert one is not None and one.path.name == "One-Q8_0.GGUF"
 
 
 def test_a_model_is_found_by_its_name() -> None:
@@ -268,9 +282,7 @@ def test_ollamas_system_message_is_the_first_unless_another_is_given(ollama: Cal
     assert b"terse" not in cli("generate", "Hello", *report).out
 
 
-def test_what_of_ollamas_layers_is_not_read_is_noted_or_refused(
-    ollama: Callable[..., None], home: Path, tmp_path: Path
-) -> None:
+def test_what_of_ollamas_layers_is_not_read_is_noted_or_refused(ollama: Callable[..., None]) -> None:
     ollama(params={"mirostat": 2}, template="{{ .Prompt }}")
     assert [str(note) for note in opened().notes] == ["not done, though Ollama's parameters ask for it: mirostat"]
     ollama(adapter="x")
@@ -285,9 +297,7 @@ def test_what_of_ollamas_layers_is_not_read_is_noted_or_refused(
         opened()
 
 
-def test_a_template_of_go_is_noted_where_the_file_has_none_of_jinja(
-    ollama: Callable[..., None], home: Path, tmp_path: Path
-) -> None:
+def test_a_template_of_go_is_noted_where_the_file_has_none_of_jinja(ollama: Callable[..., None]) -> None:
     ollama(template="{{ .Prompt }}")
     assert opened().notes == []
     blob = find("ollama:tiny")

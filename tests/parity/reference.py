@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.tiny import CONFIG, write_tokenizer
-
 BASE: dict[str, Any] = {
     "vocab_size": 96, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 128, "tie_word_embeddings": False, "bos_token_id": 1,
@@ -99,10 +97,3 @@ def randomized(model: Any) -> Any:
         for tensor in (*model.parameters(), *buffers):
             tensor.normal_(0, 0.15 if tensor.dim() < 2 else 0.1)
     return model
-
-
-def make_of_family(path: Path, model_type: str, **config: Any) -> Path:
-    """A reference's checkpoint with the tokenizer of `tests.tiny`."""
-    write_reference(path, model_type, **{**config, "vocab_size": CONFIG["vocab_size"]})
-    write_tokenizer(path)
-    return path

@@ -18,7 +18,7 @@ from gptcli.errors import BrokenCheckpoint
 from tests.parity.reference import NO_DEFAULT
 
 WINDOW = {"use_sliding_window": True, "max_window_layers": 3}
-# Whose class describes tens of thousands of experts' matrices.
+# Its class describes tens of thousands of experts' matrices.
 LARGE = ("deepseek_v3", "glm4_moe", "minimax_m2", "qwen3_5_moe_text", "qwen3_next")
 FEWER = {"num_hidden_layers": 8}
 CASES = [

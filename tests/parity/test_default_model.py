@@ -66,14 +66,14 @@ def packed(real_weights: Path) -> LanguageModel:
 def test_the_model_that_tests_run_is_the_one_that_is_installed_today(
     real_weights: Path, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is kept between runs, and may have been converted by code that has changed since."""
+    """The folder outlives a run, so older code may have converted it."""
     monkeypatch.setattr(convert, "_write_tensors", lambda *given: {})
     (converted := tmp_path / "converted").mkdir()
     convert.convert(original, converted, lambda done, total: None)
     kept = real_weights / DEFAULT_MODEL
     for file in converted.iterdir():
         content = json.loads((kept / file.name).read_text())
-        content.pop("quantization", None)  # what is packed is known once the tensors are written
+        content.pop("quantization", None)  # it is added after the tensors are written
         assert content == json.loads(file.read_text()), f"delete {kept}: another version of gptcli converted it"
 
 
@@ -86,7 +86,7 @@ def greedy_ids(lm: LanguageModel, prompt: list[int]) -> list[int]:
 def assert_greedy_ids_agree(
     real: LanguageModel, packed: LanguageModel, reference: Reference, prompt: list[int]
 ) -> None:
-    """What packed weights say greedily is the likeliest at each position to the reference, and to dense weights."""
+    """Tokens that packed weights choose greedily are the likeliest ones for the reference and for dense weights."""
     said = greedy_ids(packed, prompt)
     for logits in (reference.logits([*prompt, *said]), real.logits([*prompt, *said])):
         likeliest = logits[len(prompt) - 1 :].argmax(-1).tolist()

@@ -1,4 +1,4 @@
-"""Every family's logits against transformers: whole, in chunks, token by token; and that each row can fail."""
+"""Every family's logits against transformers, at once, in chunks and token by token; each row can fail."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from tests.cuda.fake_cuda import OnTheDevice, fake_cuda, fake_model
 from tests.cuda.recorder import record
 from tests.parity.configs import DELTA, GEMMA3_ROPES, GPT, LATENT, LONGROPE, MINISTRAL, QWEN_MOE, YARN
 from tests.parity.reference import Reference, write_reference
+from tests.tiny import CONFIG, write_tokenizer
 
 TOLERANCE = 1e-5
 IDS = torch.randint(3, 96, (48,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -105,13 +106,23 @@ NEMOTRON = {
 
 @dataclass(frozen=True)
 class Row:
-    """A case, and changes to its config.json each of which must break the agreement."""
+    """A case. breaks and also: changes to its config.json, each of which must change the logits."""
 
     title: str
     model_type: str
     breaks: dict[str, Any]
     config: dict[str, Any] = field(default_factory=dict)
     also: tuple[dict[str, Any], ...] = ()
+
+    def write(self, path: Path, **changes: Any) -> Reference:
+        """Writes its reference, with changes to the config."""
+        return write_reference(path, self.model_type, **self.config | changes)
+
+    def make(self, path: Path, **changes: Any) -> Path:
+        """Writes its reference with the tokenizer of `tests.tiny`."""
+        self.write(path, vocab_size=CONFIG["vocab_size"], **changes)
+        write_tokenizer(path)
+        return path
 
 
 CROSSED = "phi3, longrope crossed while decoding"  # after IDS
@@ -343,6 +354,8 @@ ROWS = [
          {"mlp_hidden_act": "relu"}, {"norm_topk_prob": False})),
     Row("nemotron_h, biases, bounded steps", "nemotron_h", {"time_step_min": 0.001}, NEMOTRON | {"use_bias": True,
          "mlp_bias": True, "use_conv_bias": False, "time_step_min": 2.0, "norm_topk_prob": False}),
+    Row("nemotron_h, experts of a latent", "nemotron_h", {"routed_scaling_factor": 1.0}, NEMOTRON | {
+         "moe_latent_size": 24, "mlp_bias": True, "n_group": 2, "topk_group": 1}),
     Row("qwen3_next", "qwen3_next", {"norm_topk_prob": False}, DELTA | QWEN_MOE | {"mlp_only_layers": [1],
          "shared_expert_intermediate_size": 40},
          ({"rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 1.0}}, {"rms_norm_eps": 0.1})),
@@ -377,6 +390,7 @@ ROWS = [
          LATENT | {"scale_depth": None, "dim_model_base": None, "rope_parameters": MINICPM_LONGROPE, "mlp_bias": True,
          "tie_word_embeddings": True}, ({"scale_depth": 1.0},)),
 ]  # fmt: skip
+ROW = {row.title: row for row in ROWS}
 
 
 def needed_library() -> Library:
@@ -413,7 +427,7 @@ def row(request: pytest.FixtureRequest) -> Row:
 
 @pytest.fixture(scope="module")
 def reference(row: Row, tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    return write_reference(tmp_path_factory.mktemp("reference"), row.model_type, **row.config)
+    return row.write(tmp_path_factory.mktemp("reference"))
 
 
 @pytest.fixture(scope="module")
@@ -452,7 +466,7 @@ def test_all_logits_agree_token_by_token(
     cache = engine.new_cache()
     logits = torch.stack([engine.decode(token, cache) for token in IDS])
     for border in sorted(engine.decoder.config.rope_borders, reverse=True):
-        # Up to the border, the whole text is rotated as a short one.
+        # Up to the border, all positions are rotated as in a short text.
         wanted = torch.cat([reference.logits(IDS[:border]), wanted[border:]])
     assert relative_error(logits, wanted) < TOLERANCE
 

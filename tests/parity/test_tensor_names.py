@@ -1,4 +1,4 @@
-"""Names, leftovers and indexes of tensors as people have them: what transformers loads, loads with equal logits."""
+"""Tensors named, left over or indexed as in real checkpoints: what transformers loads gives equal logits here."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def reference_logits(path: Path) -> Tensor | None:
-    """None if it is not loaded whole."""
+    """None if transformers leaves weights of the model out."""
     model, info = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", output_loading_info=True)
     return None if info["missing_keys"] else Reference(path, model.eval()).logits(IDS)
 

@@ -1,4 +1,4 @@
-"""The text part of models that read images, against transformers' class for the whole."""
+"""The text part of models that read images, against transformers' class of the whole model."""
 
 from __future__ import annotations
 
@@ -98,15 +98,15 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any] | None, dict[str, Any
 
 
 def saved(path: Path, case: str) -> Reference:
-    """A whole model, vision included, as transformers writes it."""
+    """A model with its vision part, as transformers writes it."""
     model_type, text, vision, outer = CASES[case]
     config = AutoConfig.for_model(model_type, text_config=TEXT | text, vision_config=vision, **outer)
     model = randomized(AutoModelForImageTextToText.from_config(config, attn_implementation="eager"))
     model.save_pretrained(path)
-    if model_type == "kimi_k25":  # whose layers transformers saves under a name that it does not read
+    if model_type == "kimi_k25":  # transformers saves its layers under a name that it does not read
         tensors = load_file(path / "model.safetensors")
         save_file({name.replace(".blocks.", ".layers."): tensors[name] for name in tensors}, path / "model.safetensors")
-    # Without an image, Llama 4's class for the whole fails.
+    # Llama 4's class of the whole model fails without an image.
     return Reference(path, model.language_model if model_type == "llama4" else model)
 
 
@@ -129,7 +129,7 @@ def test_the_text_is_the_references(tmp_path: Path, case: str) -> None:
 
 
 def test_the_text_of_a_gemma3n_is_that_of_its_class(tmp_path: Path) -> None:
-    """Whose class for the whole needs a library for its images; and its files keep what shared layers do not read."""
+    """Its class of the whole model needs a library for images. Files keep tensors that shared layers do not read."""
     wanted = write_reference(
         tmp_path, "gemma3n_text", **GEMMA3N | {"num_hidden_layers": 7, "num_kv_shared_layers": 3}
     ).logits(IDS)
@@ -158,6 +158,14 @@ def test_a_flat_config_means_the_same(tmp_path: Path, case: str) -> None:
     assert relative_error(engine_of(tmp_path).logits(IDS), wanted) < TOLERANCE
 
 
+def test_the_first_files_of_exaone_4_5_name_its_text_otherwise(tmp_path: Path) -> None:
+    wanted = saved(tmp_path, "exaone4_5").logits(IDS)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["model_type"] = "exaone4_5_text"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert relative_error(engine_of(tmp_path).logits(IDS), wanted) < TOLERANCE
+
+
 @pytest.mark.parametrize("text_type", sorted(TEXTS.keys() - {"ministral3"}))
 def test_what_text_config_leaves_out_is_the_default_of_its_class(text_type: str) -> None:
     whole = json.loads(AutoConfig.for_model(text_type).to_json_string(use_diff=False))
@@ -169,7 +177,7 @@ def test_what_text_config_leaves_out_is_the_default_of_its_class(text_type: str)
 
 def class_defaults(model_type: str) -> dict[str, Any]:
     fields: dict[str, Any] = json.loads(AutoConfig.for_model(model_type).to_json_string(use_diff=False))
-    if model_type == "glm4v_moe":  # whose default sizes do not go together
+    if model_type == "glm4v_moe":  # its default sizes contradict each other
         fields["text_config"]["num_attention_heads"] = 32
     return fields
 

@@ -1,4 +1,4 @@
-"""Checkpoints of any family in packed formats, each beside a dense one with the values that it means."""
+"""Checkpoints of any family in packed formats, each with a dense one of the same values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Packed = tuple[dict[str, Tensor], Tensor]  # tensors by what follows the module'
 
 
 def repack(path: Path, packed: Path, meant: Path, pack: Callable[[str, Tensor], Packed | None], **config: Any) -> None:
-    """Writes a checkpoint twice: with its matrices as `pack` stores them, and dense with what these mean.
+    """Writes a checkpoint twice: with matrices packed by `pack`, and dense with the packed matrices' values.
 
     pack: gets a weight's name and value; None leaves it as it is.
     """
@@ -60,7 +60,7 @@ def logits_of(
 
 
 def agrees(packed: Path, meant: Path) -> None:
-    """Asserts that every way to run a packed checkpoint gives the dense one's logits, up to rounded activations."""
+    """Asserts that a packed checkpoint has the dense one's logits on every engine, up to rounded activations."""
     wanted = logits_of(meant)
     assert logits_of(packed, "expand").equal(wanted)
     assert (logits_of(packed, "keep") - wanted).abs().max() <= 1e-5 * wanted.abs().max()

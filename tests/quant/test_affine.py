@@ -3,12 +3,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import gptcli
+from gptcli.checkpoint.load import WeightPlan, load_decoder
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
 from gptcli.quant.affine import AffineWeight, quantize_affine
 from gptcli.quant.packed import PackedLinear, packed_linear
@@ -16,7 +16,7 @@ from tests.tiny import CONFIG, make_model, make_weights
 
 
 def spelled_out(weight: AffineWeight) -> torch.Tensor:
-    """scale * q + bias, a weight at a time, with q taken from the row's bits as MLX lays them out."""
+    """scale * q + bias, one weight at a time, with q from the row's bits in MLX's layout."""
     rows, columns = weight.shape
     group = columns // weight.scales.shape[1]
     out = torch.empty(rows, columns)
@@ -30,7 +30,7 @@ def spelled_out(weight: AffineWeight) -> torch.Tensor:
 
 
 def pack_mlx(weight: AffineWeight, name: str) -> dict[str, torch.Tensor]:
-    words = torch.from_numpy(np.ascontiguousarray(weight.packed.numpy()).view(np.uint32))
+    words = weight.packed.contiguous().view(torch.uint32)
     return {f"{name}.weight": words, f"{name}.scales": weight.scales, f"{name}.biases": weight.biases}
 
 
@@ -113,8 +113,6 @@ def test_packed_and_expanded_weights_give_the_same_logits(packed_model: Path) ->
     ids = list(range(3, 60))
     expanded = gptcli.load(packed_model, quantize="none", dtype="fp32")
     packed = gptcli.load(packed_model, quantize="none", dtype="fp32")
-    from gptcli.checkpoint.load import WeightPlan, load_decoder
-
     packed.engine.decoder = load_decoder(packed.folder, WeightPlan(torch.device("cpu"), torch.float32, "keep"))
     assert any(isinstance(module, PackedLinear) for module in packed.engine.decoder.modules())
     assert packed.logits(ids).allclose(expanded.logits(ids), rtol=1e-4, atol=1e-4)

@@ -15,7 +15,7 @@ GROUP = 32
 
 
 def in_awq_order(row: list[int]) -> list[int]:
-    """In AutoAWQ's order: of every eight outputs the even ones first."""
+    """Reorders outputs as AutoAWQ does: of every eight, the even ones first."""
     return [row[start + output] for start in range(0, len(row), 8) for output in (0, 2, 4, 6, 1, 3, 5, 7)]
 
 
@@ -42,7 +42,7 @@ def settings(**fields: object) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its q, k and v have biases, which stay as they are."""
+    """A Qwen2, because its q, k and v have biases."""
     return write_reference(tmp_path_factory.mktemp("qwen2"), "qwen2", intermediate_size=96, num_hidden_layers=2).path
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -32,8 +31,7 @@ def pack(name: str, weight: Tensor) -> Packed | None:
     if weight.dim() < 2 or not name.endswith("weight") or "norm" in name:
         return None
     made = quantize_affine(weight, bits=4)
-    packed = torch.from_numpy(np.ascontiguousarray(made.packed.numpy()).view(np.uint32))
-    tensors = {"weight": packed, "scales": made.scales, "biases": made.biases}
+    tensors = {"weight": made.packed.contiguous().view(torch.uint32), "scales": made.scales, "biases": made.biases}
     return tensors, made.dequantize(torch.float32)
 
 

@@ -45,7 +45,7 @@ def test_every_weight_is_multiplied_by_its_own_scale(kind: str, shape: tuple[int
 
 
 def fp8_model(path: Path, kind: str, end: str, settings: Any) -> tuple[Path, dict[str, torch.Tensor]]:
-    """A tiny model with FP8 matrices, and its weights as they are meant."""
+    """A tiny model with FP8 matrices, and its weights' values."""
     torch.manual_seed(0)
     stored, meant = {}, {}
     for name, array in make_weights(CONFIG).items():
@@ -97,7 +97,7 @@ def test_integers_in_compressed_tensors_are_refused(tmp_path: Path) -> None:
 
 
 def test_latent_attention_in_fp8_computes_with_what_is_meant(tmp_path: Path) -> None:
-    """As DeepSeek V3 is published: blocks that the rows of heads and of the turned channels cut."""
+    """As in DeepSeek V3's checkpoint, borders of heads and of rotated channels lie inside blocks."""
     settings = {"quant_method": "fp8", "weight_block_size": list(BLOCK), "fmt": "e4m3"}
     dense = write_reference(tmp_path / "dense", "deepseek_v3", **DEEPSEEK | GROUPS).path
     fp8 = tmp_path / "fp8"

@@ -28,7 +28,7 @@ def random_blocks(kind: str, *outer: int) -> torch.Tensor:
         if name == "e":
             data[..., at] = random.integers(100, 140, (*outer, 2))
         at += size
-    if kind == "IQ1_M":  # whose scale is in the highest bits of four numbers
+    if kind == "IQ1_M":  # its scale is in the highest bits of four numbers
         data[..., 55] &= 0x3F
     return torch.from_numpy(data.reshape(*outer, 2 * block.size))
 

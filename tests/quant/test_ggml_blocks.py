@@ -1,4 +1,4 @@
-"""Packed weights from ggml's blocks have the values that the gguf package gives, in torch and in the kernels."""
+"""Packed weights from ggml's blocks have the gguf package's values, in torch and in the kernels."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ SIZES = {"intermediate_size": 96, "num_hidden_layers": 2}
 def pack(
     name: str, weight: Tensor, *, bits: int, group_size: int = 32, shuffled: bool = False, zero_offset: int = 1
 ) -> Packed | None:
-    """A random GPTQ matrix of the weight's shape, written as AutoGPTQ's `pack` does: word by word down the inputs."""
+    """A random GPTQ matrix of the weight's shape in AutoGPTQ's layout: words run down the inputs."""
     if not is_matrix(name):
         return None
     outputs, inputs = weight.shape

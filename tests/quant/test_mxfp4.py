@@ -37,7 +37,7 @@ def test_every_code_and_exponent_means_what_the_standard_says() -> None:
 
 
 def pack(name: str, weight: Tensor) -> Packed | None:
-    """Random blocks and scales for the experts' matrices, and what transformers makes of them."""
+    """Random blocks and scales for the experts' matrices, and transformers' values of them."""
     if not name.endswith(("gate_up_proj", "down_proj")):
         return None
     experts, inputs, outputs = weight.shape

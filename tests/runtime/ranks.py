@@ -24,7 +24,7 @@ def together(engine: TorchEngine, texts: Iterable[tuple[TextCache, list[int]]]) 
 
 
 def outputs(folder: Path, runtime: RuntimeConfig) -> dict[str, torch.Tensor]:
-    """Logits of IDS as a prompt, of one token more, of texts that share steps, and after going back."""
+    """Logits of IDS as a prompt, of texts that share steps, and after a text is truncated; scores of all IDS."""
     engine = Loader(ModelFolder.open(folder), runtime, ctx_size=64, announced=None).load_with_torch()
     cache = engine.new_cache()
     prompt = engine.prefill(IDS[:20], cache)

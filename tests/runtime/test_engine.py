@@ -207,7 +207,7 @@ def test_threads_are_what_was_asked_for(tiny_model: Path) -> None:
 
 @pytest.fixture
 def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A GPU as far as a plan asks: an A100 with 40 GB."""
+    """Answers a plan's questions as an A100 with 40 GB would."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (40 << 30, 40 << 30))

@@ -12,8 +12,7 @@ from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.share import Share
 from gptcli.errors import UsageError
 from gptcli.settings import RuntimeConfig
-from tests.parity.reference import write_reference
-from tests.parity.test_families import ROWS, relative_error
+from tests.parity.test_families import ROW, relative_error
 from tests.runtime.ranks import outputs
 
 TITLES = ("llama", "qwen3", "gemma3", "mixtral", "gpt_oss", "gpt2", "qwen2_moe")
@@ -21,9 +20,8 @@ TITLES = ("llama", "qwen3", "gemma3", "mixtral", "gpt_oss", "gpt2", "qwen2_moe")
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    rows = {row.title: row for row in ROWS}
     root = tmp_path_factory.mktemp("split")
-    return {title: write_reference(root / title, rows[title].model_type, **rows[title].config).path for title in TITLES}
+    return {title: ROW[title].write(root / title).path for title in TITLES}
 
 
 def torchrun_command(ranks: int, *arguments: str | Path) -> list[str]:
@@ -69,7 +67,6 @@ def test_the_command_line_under_torchrun_prints_what_it_does_alone(tiny_model: P
     ],
 )
 def test_what_cannot_be_split_is_named(tmp_path: Path, title: str, ranks: int, what: str) -> None:
-    row = next(row for row in ROWS if row.title == title)
-    config = ModelFolder.open(write_reference(tmp_path, row.model_type, **row.config).path).architecture.config
+    config = ModelFolder.open(ROW[title].write(tmp_path).path).architecture.config
     with pytest.raises(UsageError, match=what):
         _ = Share(config, 0, ranks).config

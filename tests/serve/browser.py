@@ -37,7 +37,7 @@ class Browser:
         self._answers.close()
 
     def call(self, method: str, **parameters: Any) -> Any:
-        """What a command of the DevTools protocol returns."""
+        """The result of a command of the DevTools protocol."""
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         if self._session:
@@ -63,8 +63,9 @@ class Browser:
         return answer
 
     def run(self, script: str) -> Any:
-        """What an expression is, once its promise is kept."""
-        result = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        """The value of an expression, awaited; one that computes for a minute is stopped."""
+        options = {"awaitPromise": True, "returnByValue": True, "timeout": 60_000}
+        result = self.call("Runtime.evaluate", expression=script, **options)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
@@ -95,7 +96,7 @@ class Browser:
         """Types a text where the focus is."""
         self.call("Input.insertText", text=text)
 
-    def place(self, selector: str) -> dict[str, float]:
+    def middle(self, selector: str) -> dict[str, float]:
         """The middle of an element."""
         box = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
         return self.run(f"(({{x, y, width, height}}) => ({{x: x + width / 2, y: y + height / 2}}))({box})")  # type: ignore[no-any-return]
@@ -104,22 +105,22 @@ class Browser:
         """Clicks with a mouse."""
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
             button = {} if kind == "mouseMoved" else {"button": "left", "clickCount": 1}
-            self.call("Input.dispatchMouseEvent", type=kind, **self.place(selector), **button)
+            self.call("Input.dispatchMouseEvent", type=kind, **self.middle(selector), **button)
 
     def tap(self, selector: str) -> None:
         """Taps with a finger."""
-        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[self.place(selector)])
+        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[self.middle(selector)])
         self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     def resize(self, width: int, height: int, *, touch: bool = False, dark: bool = False) -> None:
-        """Makes the window another one."""
+        """Sets the window's size, its colour scheme, and whether it is touched."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch)
         self.call("Emulation.setTouchEmulationEnabled", enabled=touch)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 
     def picture(self, file: Path) -> None:
-        """Writes what is seen as a PNG."""
+        """Writes a screenshot as a PNG."""
         file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
 

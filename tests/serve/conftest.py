@@ -28,7 +28,7 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
 @dataclass
 class Answer:
-    """A status, its headers, and what came."""
+    """A status, headers and the body."""
 
     status: int
     headers: dict[str, str]
@@ -71,14 +71,11 @@ class Running:
         return self.ask("POST", path, body, headers)
 
 
-Serve = Callable[..., Any]
-
-
 @contextmanager
 def serving(
     *models: LanguageModel, access: Access | None = None, queue: int = 64, most_bytes: int = 1 << 20, **options: Any
 ) -> Iterator[Running]:
-    """A server of models by their names; options: of requests that say nothing else."""
+    """A server of models by their names. options: defaults of requests."""
     openers = {lm.folder.path.name: lambda lm=lm: prompting(lm, options) for lm in models}
     running = Running(0, None)  # type: ignore[arg-type]
     runner = Runner(queue)
@@ -101,12 +98,12 @@ def prompting(lm: LanguageModel, options: dict[str, Any]) -> Prompting:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Waits for what must come to be."""
+    """Waits until a condition is true."""
     for _ in range(1000):
         if condition():
             return
         time.sleep(0.01)
-    raise AssertionError("it did not come to be")
+    raise AssertionError("the condition did not become true")
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ def ask(port: int, body: dict[str, Any], leave_after: float | None = None) -> st
 
 
 def client(port: int, seed: int, ends: float, alone: list[str], counts: Counts) -> None:
-    """Asks until it is time; counts what came of it."""
+    """Asks until the end, and counts the outcomes."""
     draw = random.Random(seed)
     while time.monotonic() < ends:
         kind = draw.randrange(KINDS)

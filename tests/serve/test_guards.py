@@ -297,7 +297,7 @@ def test_no_request_opens_a_file(server: Running) -> None:
 
 @contextmanager
 def opened_files() -> Iterator[list[str]]:
-    """The paths that are opened meanwhile, for reading or for writing."""
+    """The paths that are opened meanwhile, to read or write."""
     paths: list[str] = []
     sys.addaudithook(lambda event, given: paths.append(str(given[0])) if event == "open" and watching else None)
     watching = True

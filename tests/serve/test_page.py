@@ -236,6 +236,52 @@ def test_what_another_window_keeps_stays_when_this_one_keeps(browser: Browser, s
 
 
 @pytest.mark.parametrize(
+    "text",
+    [">" * 50_000, "> " * 50_000, "`a` " * 150_000, "a\n\n" * 150_000, "- a\n" + "  b\n" * 150_000]
+    + ["[" * 300_000, "a" + "`" * 300_000, "[a](https://" * 30_000, "|\n" + "-" * 300_000 + "x"],
+    ids=lambda text: text[:12],
+)
+def test_no_text_of_a_model_is_too_much_to_draw(browser: Browser, server: Running, text: str) -> None:
+    fresh(browser, server)
+    kept = [{"id": "1", "title": "long", "messages": [{"role": "assistant", "content": text}]}]
+    browser.run(f"localStorage.setItem('gptcli.conversations', {json.dumps(json.dumps(kept))})")
+    browser.load(f"http://127.0.0.1:{server.port}/")
+    browser.until("document.querySelector('#model').value")
+    assert browser.run("document.querySelector('article.assistant .said').textContent.length") > 1000
+
+
+# Does not answer; what asks can only be stopped.
+SILENT = """window.fetch = (path, { signal }) => new Promise((_, fail) =>
+    signal.addEventListener("abort", () => fail(new DOMException("", "AbortError")))), null"""
+
+
+@pytest.mark.parametrize("question", ["send('new')", "again(1)", "again(0, 'edited')"])
+def test_another_conversation_stays_as_it_is_when_an_answer_ends_without_a_token(
+    browser: Browser, server: Running, question: str
+) -> None:
+    fresh(browser, server, max_tokens=2)
+    asked(browser, "one")
+    browser.run("open(fresh()), null")
+    asked(browser, "two")
+    before = browser.run("conversations.map((each) => each.messages.map((message) => message.content))")
+    browser.run(SILENT)
+    browser.run(f"{question}, open(conversations[1]), null")
+    browser.until("!running")
+    after = browser.run("conversations.map((each) => each.messages.map((message) => message.content))")
+    assert after == [before[0] + (["new"] if "send" in question else []), before[1]]
+    assert browser.run("document.querySelectorAll('article').length") == 2
+
+
+def test_a_conversation_that_is_deleted_while_its_answer_comes_stays_deleted(browser: Browser, server: Running) -> None:
+    fresh(browser, server)
+    browser.run(SILENT)
+    browser.run("send('new'), remove(conversations[0] ?? current), null")
+    browser.until("!running")
+    assert browser.run("conversations.length") == 0
+    assert browser.run("JSON.parse(localStorage.getItem('gptcli.conversations'))") == []
+
+
+@pytest.mark.parametrize(
     ("fetched", "problem"),
     [
         ("Promise.resolve(new Response('<html>', {status: 502, statusText: 'Bad Gateway'}))", "502 Bad Gateway"),

@@ -99,5 +99,7 @@ def test_a_call_that_is_required_is_written(model: gptcli.LanguageModel) -> None
             if answer["finish_reason"] == "tool_calls":  # the tiny model may talk to the end
                 assert json.loads(answer["message"]["tool_calls"][0]["function"]["arguments"]).keys() == {"city"}
         wrong = {"tools": [{"type": "web_search"}]}, {"tools": 1}, {"tools": TOOLS, "tool_choice": "other"}
-        for body in (*wrong, {"messages": [*HI, {"role": "tool", "tool_call_id": "a", "content": "b"}]}):
+        no_schema: Any = {"name": "weather", "strict": True, "parameters": {"required": None}}
+        unheld = {"tools": [{"type": "function", "function": no_schema}]}
+        for body in (*wrong, unheld, {"messages": [*HI, {"role": "tool", "tool_call_id": "a", "content": "b"}]}):
             assert server.post(CHAT, **{"messages": HI, **body}).status == 400

@@ -1,4 +1,4 @@
-"""Our text of ids against the library's: of every id, alone and between others, and of random sequences."""
+"""The text of ids is the library's: of every id, alone and between others, and of random sequences."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def with_decoder(library: Library, decoder: decoders.Decoder | None) -> Library:
 
 @cache
 def made(name: str) -> tuple[Library, Tokenizer]:
-    """A tokenizer with added tokens that are hard to decode: of a kind, or one with a decoder of its own."""
+    """A tokenizer with added tokens that are hard to decode: of KINDS, or with a decoder of EXACT or UNUSUAL."""
     if name in KINDS:
         library = KINDS[name]()
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,7 +32,7 @@ def save(kind: str, path: Path) -> Path:
 
 
 def kept(path: Path) -> tuple[Tokenizer, Tokenizer]:
-    """The whole tokenizer of a directory, and the one that is kept of it."""
+    """A tokenizer opened whole, and opened from its snapshot."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenizer_snapshots, "_FEWEST_PIECES", 0)
         whole = Tokenizer.open(path)
@@ -108,46 +109,25 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
-def change_settings(model: Path) -> None:
-    (model / "tokenizer_config.json").write_text("{}")
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "settings": lambda model: (model / "tokenizer_config.json").write_text("{}"),
+    "added tokens": lambda model: (model / "added_tokens.json").write_text("{}"),
+    "a damaged piece": lambda model: flip(snapshot_path(), -1),
+    "a damaged header": lambda model: flip(snapshot_path(), 60),
+    "cut short": lambda model: os.truncate(snapshot_path(), 20),
+    "others may write": lambda model: snapshot_path().chmod(0o666),
+    "switched off": lambda model: os.environ.update(GPTCLI_PREPARED="off"),
+}
 
 
-def add_tokens(model: Path) -> None:
-    (model / "added_tokens.json").write_text("{}")
-
-
-def damage_a_piece(model: Path) -> None:
-    flip(snapshot_path(), -1)
-
-
-def damage_the_header(model: Path) -> None:
-    flip(snapshot_path(), 60)
-
-
-def cut_short(model: Path) -> None:
-    os.truncate(snapshot_path(), 20)
-
-
-def let_others_write(model: Path) -> None:
-    snapshot_path().chmod(0o666)
-
-
-def switch_off(model: Path) -> None:
-    os.environ["GPTCLI_PREPARED"] = "off"
-
-
-@pytest.mark.parametrize(
-    "change",
-    [change_settings, add_tokens, damage_a_piece, damage_the_header, cut_short, let_others_write, switch_off],
-)
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_kept_tokenizer_is_not_used_after_anything_has_changed(
-    tmp_path: Path, change: object, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GPTCLI_PREPARED", "on")
     model = save("llama3", tmp_path / "model")
     assert is_partial(kept(model)[1])
-    assert callable(change)
-    change(model)
+    CHANGES[change](model)
     tokenizer = Tokenizer.open(model)
     assert not is_partial(tokenizer)
     assert tokenizer.encode("In a small town") == made("llama3")[1].encode("In a small town")

@@ -1,4 +1,4 @@
-"""Tokens that only the files beside tokenizer.json name, against transformers over generated directories."""
+"""Tokens named only by files beside tokenizer.json, compared with transformers on generated directories."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def written(path: Path, **files: Any) -> Path:
 
 
 def as_transformers(path: Path) -> Tokenizer:
-    """Our tokenizer, once compared with transformers'."""
+    """Our tokenizer, after a comparison with transformers'."""
     theirs, ours = PreTrainedTokenizerFast.from_pretrained(path), Tokenizer.open(path)
     assert ours.library.get_vocab() == theirs.get_vocab()
     assert {id: str(token) for id, token in theirs.added_tokens_decoder.items()} == {
@@ -55,7 +55,7 @@ def as_transformers(path: Path) -> Tokenizer:
 
 @st.composite
 def with_ids(draw: st.DrawFn) -> dict[str, int]:
-    """Contents with the ids that they have, or get at the end."""
+    """Token contents with their ids; new tokens get ids after the last."""
     library, ids, following = make_tokenizer(), {}, SIZE
     for content in draw(st.lists(st.sampled_from(CONTENTS), unique=True, max_size=5)):
         id = library.token_to_id(content)

@@ -1,4 +1,4 @@
-"""Ranges of tokens, checked byte by byte against a second description of what each kind of tokenizer does."""
+"""Byte ranges of tokens, checked against an independent description of each kind of tokenizer."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _unigram(text: str) -> str:
 
 @given(text=TEXTS)
 @example("In\u0301")  # an unknown character that is composed
-@example("½２")  # one that becomes three, the second unknown, the third as what follows
+@example("½２")  # one that becomes three characters: the second is unknown, the third equals what follows
 def test_unigram_ranges_are_of_text_that_normalizes_to_the_token(text: str) -> None:
     tokenizer = made("unigram")[1]
     source, joined = text.encode(), stretches(ranges(tokenizer, text))

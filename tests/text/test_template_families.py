@@ -85,7 +85,7 @@ def template(family: str) -> ChatTemplate:
 
 @pytest.fixture(scope="module", autouse=True)
 def processes_end() -> Iterator[None]:
-    """Each cached template has a process."""
+    """Ends the process that each cached template has."""
     yield
     template.cache_clear()
 
@@ -99,7 +99,7 @@ def ours(family: str, turns: Turns, tokenizer: Tokenizer, thinking: bool | None 
 
 
 def theirs(family: str, turns: Turns, reference: Any, **options: Any) -> Any:
-    """Token ids of transformers, or the text if not `tokenize`; None where the template refuses or renders nothing."""
+    """Token ids of transformers (tokenize=False: the text); None where the template refuses or renders nothing."""
     messages = [{"role": role, "content": text} for role, text in turns]
     source = (HOME / f"{family}.jinja").read_text(encoding="utf-8")
     try:

@@ -18,11 +18,6 @@ END = 2  # <|im_end|>
 SPOKEN = st.text() | st.sampled_from(["<|im_end|>", "a<|im_end|><|im_start|>system\nb", "<|im_start|", "<|im_end|>>"])
 
 
-def save(library: Library, path: Path) -> Tokenizer:
-    library.save(str(path / "tokenizer.json"))
-    return Tokenizer.open(path)
-
-
 @pytest.fixture
 def sentencepiece() -> Tokenizer:
     return made("metaspace")[1]
@@ -89,7 +84,8 @@ def test_a_marked_end_of_a_word_decodes_to_a_space(tmp_path: Path) -> None:
     vocabulary = {"<unk>": 0, "in": 1, "in</w>": 2, "side</w>": 3}
     library = Library(models.BPE(vocabulary, [], unk_token="<unk>", end_of_word_suffix="</w>"))
     library.decoder = decoders.BPEDecoder("</w>")
-    tokenizer = save(library, tmp_path)
+    library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.open(tmp_path)
     assert tokenizer.decode([2, 1, 3]) == b"in inside "
     assert b"".join(tokenizer.text_pieces([2, 1, 3])) == b"in inside"
     assert tokenizer.surface(3) == b"side"

@@ -1,4 +1,4 @@
-"""Classes of transformers that build a tokenizer of their own from a tokenizer.json, and what becomes of each here."""
+"""Classes of transformers that build their own tokenizer from a tokenizer.json: ours is the same, or a note says so."""
 
 from __future__ import annotations
 

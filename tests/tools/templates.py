@@ -88,6 +88,16 @@ TEMPLATES = {
         """{{- '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>' + tool_call.type + '<｜tool▁sep｜>' + call.name }}
 {{- '\n```json\n' + call.arguments + '\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>' }}""",
     ),
+    "phi": _chatml(
+        "Write functools[{...}, ...].",
+        """{{- 'functools[' if loop.first else ', ' }}{{- '{"name": "' ~ call.name ~ '", "arguments": ' }}
+{{- (call.arguments | tojson) ~ '}' ~ (']' if loop.last else '') }}""",
+    ),
+    "internlm": _chatml(
+        "Tools",
+        """{{- '<|action_start|><|plugin|>\n{"name": "' ~ call.name ~ '", "arguments": ' ~ (call.arguments | string) }}
+{{- '}<|action_end|>' }}""",
+    ),
     "command": _chatml(
         "Write <|START_ACTION|> and a list.",
         """{{- '<|START_ACTION|>[\n    {"tool_name": "' ~ call.name ~ '", "parameters": ' ~ (call.arguments | tojson) }}

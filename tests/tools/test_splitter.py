@@ -182,6 +182,7 @@ def test_text_is_shown_as_soon_as_it_can_be_no_call() -> None:
         "Hi", "", " <b>", " <tool_box>", " x",
     ]  # fmt: skip
     assert splitter_of(use_of("llama")).push("Hello") == "Hello"
+    assert splitter_of(use_of("phi")).push("Import functools, then") == "Import functools, then"
 
 
 @pytest.mark.parametrize("format", BY_NAME)
@@ -219,6 +220,15 @@ def test_marks_within_thoughts_are_text() -> None:
     assert all(in_pieces(text, use_of("hermes"), seed) == result for seed in range(9))
     inside = split(text.removeprefix("<think>"), use_of("hermes"), in_thoughts=True)
     assert (inside.content, named(inside)) == (result.content.removeprefix("<think>"), [("now", {})])
+
+
+def test_calls_of_phi_end_with_their_list() -> None:
+    calls = BY_NAME["phi"].write([WEATHER, NOW])
+    text = f"Let me see. {calls}\n\nfunctools.cache[1] is Python's."
+    result = found(text, "phi")
+    assert named(result) == [("get_weather", HARD), ("now", {})]
+    assert result.content == "Let me see. \n\nfunctools.cache[1] is Python's."
+    assert all(in_pieces(text, use_of("phi"), seed) == result for seed in range(5))
 
 
 def test_a_call_without_a_mark_may_follow_thoughts() -> None:

@@ -87,7 +87,7 @@ def theirs(source: str, messages: list[Message], tokenizer: Tokenizer, tools: An
 def test_tools_calls_and_answers_are_rendered_as_in_transformers(family: str, tokenizer: Tokenizer) -> None:
     rendered = 0
     for name, messages in CONVERSATIONS.items():
-        as_text = family == "deepseek_fenced"
+        as_text = family in ("deepseek_fenced", "internlm")
         wanted = theirs(TEMPLATES[family], messages, tokenizer, list(TOOLS), as_text=as_text)
         try:
             assert template(family).render_text(messages, tokenizer, tools=TOOLS) == wanted, name

@@ -1,9 +1,9 @@
 """Kills training runs with SIGKILL, over and over, and checks that they end as if nothing had happened.
 
-`python -m tests.training.kills 200` trains tiny models, with an adapter, as a whole, or from nothing. Each process is
-killed at a random moment, or in a random write, after a part of it; the next one goes on. After each kill, every
-checkpoint must open. When a run comes to its end, its weights and losses must be, bit for bit, those of a run that was
-never killed. Exits with 1 at the first difference.
+`python -m tests.training.kills 200` trains tiny models: an adapter, all weights, or a new model. Each process is killed
+at a random moment or within a random write, and the next one resumes. After each kill, every checkpoint must open. When
+a run ends, its weights and losses must equal those of a run that was never killed, bit for bit. Exits with 1 at the
+first difference.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _NEW = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positi
 
 @dataclass
 class Report:
-    """The results. torn: kills that left something unfinished; checkpoints: those that were opened after kills."""
+    """The results. torn: kills that left unfinished files; checkpoints: checkpoints opened after kills."""
 
     kills: int = 0
     torn: int = 0
@@ -51,7 +51,7 @@ class Report:
 
 
 def die_in_write(number: int, share: float) -> None:
-    """Kills this process in its number-th write of a file that is to be whole, after a share of its bytes."""
+    """Kills this process in its number-th write or flush of a file, after a share of the file's bytes."""
     left = [number]
 
     def dying(write: Any) -> Any:
@@ -79,9 +79,9 @@ def die_in_write(number: int, share: float) -> None:
 
 
 def train(arguments: Sequence[str], dice: random.Random | None, latest_s: float = 0.0) -> bool:
-    """Trains in a fork of this process. Returns whether it was killed; never without dice.
+    """Trains in a fork of this process. Returns whether it was killed, which needs dice.
 
-    latest_s: it is killed within this time after its start.
+    latest_s: the longest time from its start until it is killed.
     """
     in_write = dice is not None and dice.random() < 0.5
     number, share, moment = (
@@ -105,7 +105,7 @@ def made(out: Path) -> tuple[dict[str, bytes], list[float]]:
 
 
 def check_checkpoints(out: Path) -> int:
-    """Opens every checkpoint; how many there are."""
+    """Opens every checkpoint. Returns how many there are."""
     directory = RunDirectory(out)
     for step in (steps := directory.steps()):
         try:
@@ -119,7 +119,7 @@ def check_checkpoints(out: Path) -> int:
 
 
 def kill(kills: int, dice: random.Random, directory: Path) -> Report:
-    """Kills so many processes. Raises Loss."""
+    """Kills this many processes. Raises Loss."""
     report = Report()
     model = make_model(directory / "tiny")
     (data := directory / "data.txt").write_text(TEXT * 3)

@@ -1,4 +1,4 @@
-"""Adapters: PEFT and gptcli read each other's, live on every engine, or merged into a model."""
+"""Adapters: PEFT and gptcli read each other's; they apply on every engine or are merged into a model."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from tests.parity.reference import write_reference
 from tests.parity.test_families import GPT
 from tests.tiny import TEXT, make_model, make_tokenizer
 
+pytestmark = pytest.mark.filterwarnings("ignore")
 IDS = torch.randint(3, 96, (24,), generator=torch.Generator().manual_seed(1)).tolist()
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -57,7 +58,6 @@ def close(left: Tensor, right: Tensor) -> bool:
     return bool((left - right).abs().max() < 1e-5 * right.abs().max())
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_an_adapter_that_we_train_gives_our_logits_in_peft(
     model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -75,7 +75,7 @@ def test_an_adapter_that_we_train_gives_our_logits_in_peft(
 
 
 def edit_vocabulary(model: Path) -> None:
-    """Leaves a tokenizer of as many tokens as the reference's models have."""
+    """Shrinks the tokenizer to the 96 tokens of the reference's models."""
     tokenizer = json.loads((model / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
     kept = {piece: id for piece, id in vocabulary.items() if id < 96}
@@ -97,7 +97,6 @@ def write_adapter(path: Path, model: Path, seed: int, **config: Any) -> Path:
     return path
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "config",
     [
@@ -127,7 +126,6 @@ def pair(tmp_path: Path) -> tuple[Path, Path, Path]:
     return model, *(write_adapter(tmp_path / f"a{seed}", model, seed, r=3) for seed in (1, 2))
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_several_adapters_add_up_with_their_weights(pair: tuple[Path, Path, Path]) -> None:
     model, first, second = pair
     base = AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager", dtype=torch.float32)
@@ -140,7 +138,6 @@ def test_several_adapters_add_up_with_their_weights(pair: tuple[Path, Path, Path
     assert close(ours(model, f"{first}=0.5", second), wanted)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_a_merged_model_answers_as_the_adapted_one_here_and_in_transformers(
     pair: tuple[Path, Path, Path],
     cli: Cli,
@@ -158,7 +155,6 @@ def test_a_merged_model_answers_as_the_adapted_one_here_and_in_transformers(
     assert cli("models", "merge", model).code == 2
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_every_command_takes_an_adapter_and_an_adapter_is_its_model(
     tmp_path: Path,
     cli: Cli,
@@ -179,7 +175,6 @@ def test_every_command_takes_an_adapter_and_an_adapter_is_its_model(
         assert _without_names(alone) == _without_names(adapted), command
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_a_server_and_a_benchmark_take_an_adapter(tmp_path: Path, cli: Cli) -> None:
     model = make_model(tmp_path / "model")
     adapter = write_adapter(tmp_path / "adapter", model, 3, r=8, lora_alpha=64)
@@ -200,7 +195,6 @@ def test_a_server_and_a_benchmark_take_an_adapter(tmp_path: Path, cli: Cli) -> N
     assert cli(*bench, "-m", make_model(tmp_path / "other", num_hidden_layers=1), "--adapter", adapter).code == 3
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_an_adapter_is_merged_with_what_packed_weights_stand_for(tmp_path: Path, cli: Cli) -> None:
     model = make_model(tmp_path / "model")
     adapter = write_adapter(tmp_path / "adapter", model, 3, r=8, lora_alpha=64)
@@ -219,7 +213,6 @@ def _without_names(out: bytes) -> bytes:
     return re.sub(rb'"(model|request_id|id|created)": ("[^"]*"|\d+)', b"", out)
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -247,7 +240,6 @@ def test_what_an_adapter_has_and_we_do_not_apply_is_refused(
         ours(model, adapter)
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("config", "said"),
     [
@@ -267,7 +259,6 @@ def test_an_adapter_of_peft_that_reaches_further_is_refused_by_name(
         ours(model, adapter)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_an_adapter_of_another_model_is_refused(pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
     _, adapter, _ = pair
     with pytest.raises(BrokenCheckpoint, match="an adapter of another model"):

@@ -21,8 +21,8 @@ from gptcli.model.decoder import Decoder
 from gptcli.quant.affine import quantize_affine
 from gptcli.quant.packed import PackedLinear
 from gptcli.training.loss import add_gradients, loss_of
-from tests.parity.reference import Reference, write_reference
-from tests.parity.test_families import ROWS
+from tests.parity.reference import Reference
+from tests.parity.test_families import ROW
 from tests.parity.test_vision import CASES, saved
 
 QUICK = (
@@ -30,7 +30,7 @@ QUICK = (
     "qwen3_5", "deepseek_v3", "apertus", "text of mistral3",
 )  # fmt: skip
 MODELS: dict[str, Callable[[Path], Reference]] = {
-    **{row.title: partial(write_reference, model_type=row.model_type, **row.config) for row in ROWS},
+    **{title: row.write for title, row in ROW.items()},
     **{f"text of {case}": partial(saved, case=case) for case in CASES},
 }
 TOKENS = torch.randint(3, 96, (2, 24), generator=torch.Generator().manual_seed(2))
@@ -50,14 +50,14 @@ def their_loss(reference: Reference) -> Tensor:
 
 
 def their_gradients(reference: Reference, path: Path) -> dict[str, Tensor]:
-    """The gradients of a model's tensors by the names of its checkpoint, which `save_pretrained` knows."""
+    """The gradients by the checkpoint's names of tensors, which only `save_pretrained` knows."""
     with torch.no_grad():
         for parameter in reference.model.parameters():
             parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
     reference.model.save_pretrained(path)
     named = load_file(path / "model.safetensors")
     named |= {name.replace(".blocks.", ".layers."): each for name, each in named.items()}  # as test_vision's `saved`
-    return named | {f"language_model.{name}": each for name, each in named.items()}  # of Llama 4, without its whole
+    return named | {f"language_model.{name}": each for name, each in named.items()}  # Llama 4's text part alone
 
 
 @pytest.mark.parametrize("title", [title for title in MODELS if title in QUICK or "GPTCLI_NIGHTLY" in os.environ])

@@ -1,4 +1,4 @@
-"""Several processes train as one does with batches of their sizes together; each holds all weights, or a share."""
+"""Several processes train as one process with the sum of their batches; each has all weights, or a share."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_processes_that_share_weights_and_are_killed_go_on_bit_for_bit(data: Pat
     while not (steps := directory.steps()):
         assert running.poll() is None
         time.sleep(0.01)
-    running.send_signal(signal.SIGTERM)  # which torchrun hands on to the processes
+    running.send_signal(signal.SIGTERM)  # torchrun passes it to the processes
     running.wait()
     steps = directory.steps()
     sequences = len(Corpus(directory.data, TRAIN))

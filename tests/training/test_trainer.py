@@ -19,9 +19,8 @@ from gptcli.cli.app import run
 from gptcli.training.checkpoints import RunDirectory
 from gptcli.training.corpus import TRAIN, Corpus
 from gptcli.training.loop import not_decayed
-from tests.parity.reference import write_reference
-from tests.parity.test_families import ROWS
-from tests.tiny import TEXT, make_tokenizer
+from tests.parity.test_families import ROW
+from tests.tiny import TEXT
 
 OPTIONS = [
     "--full", "--block-size", "16", "-b", "3", "--epochs", "2", "--learning-rate", "0.01", "--eval-share", "0.1",
@@ -36,11 +35,8 @@ def data(tmp_path: Path) -> Path:
 
 
 def write_model(path: Path, title: str) -> Path:
-    row = next(row for row in ROWS if row.title == title)
-    off = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0) if row.model_type == "gpt2" else {}
-    model = write_reference(path, row.model_type, **row.config | off | {"vocab_size": 320}).path
-    make_tokenizer().save(str(model / "tokenizer.json"))
-    return model
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    return ROW[title].make(path, **dropout if title == "gpt2" else {})
 
 
 def trained(model: Path, data: Path, out: Path, *options: str) -> list[float]:
@@ -59,7 +55,7 @@ class Rows(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self._rows[index]
-        # The Trainer divides by the count of labels, also of the first, which nothing comes before.
+        # The Trainer would also count the first label, which no token predicts.
         return {"input_ids": row, "labels": torch.cat([torch.tensor([-100]), row[1:]])}
 
 
@@ -127,8 +123,7 @@ def test_every_step_has_the_loss_of_the_trainer(
 
 @pytest.mark.parametrize("title", ["gpt_oss", "bamba", "gemma2"])
 def test_decay_spares_what_the_trainer_spares(title: str, tmp_path: Path) -> None:
-    row = next(row for row in ROWS if row.title == title)
-    reference = write_reference(tmp_path, row.model_type, **row.config)
+    reference = ROW[title].write(tmp_path)
     decayed = Trainer.get_decay_parameter_names(None, reference.model)
     theirs = {name: name not in decayed for name, _ in reference.model.named_parameters()}
     folder = ModelFolder.open(reference.path)

@@ -1,4 +1,4 @@
-"""What transformers' config classes say of fields: their other names, and defaults that files leave out."""
+"""Fields of transformers' config classes: their other names, and defaults that files leave out."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
     "flex_olmo": {"num_local_experts": "num_experts"},
     "glm4_moe": {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
     "glm4_moe_lite": {"num_local_experts": "n_routed_experts", "head_dim": "qk_rope_head_dim"},
+    "glm4v_moe": {"num_local_experts": "n_routed_experts"},
     "gpt2": _GPT2_NAMES,
     "gpt_bigcode": _GPT2_NAMES,
     "gpt_neo": {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"},

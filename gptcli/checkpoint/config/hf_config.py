@@ -27,7 +27,7 @@ _WITHOUT_EFFECT = frozenset(
     transformers_version use_cache
     """.split()
 )
-# Fields that nothing reads, and too common to be worth a note.
+# Fields that nothing reads, too common for a note.
 _COMMONPLACE = frozenset(
     """
     _attn_implementation_autoset _commit_hash _flash_attn_2_enabled _num_labels attention_probs_dropout_prob
@@ -38,7 +38,7 @@ _COMMONPLACE = frozenset(
     unsloth_fixed unsloth_version use_bfloat16 use_flash_attention use_flash_attn xla_device
     """.split()
 )
-# What some tools write of every generation; other values are worth a note.
+# Settings of generation that some tools always write; only other values are noted.
 _OF_GENERATION: dict[str, object] = {
     "diversity_penalty": 0.0,
     "do_sample": False,
@@ -61,7 +61,7 @@ _OF_GENERATION: dict[str, object] = {
     "typical_p": 1.0,
 }
 _QUIET = _WITHOUT_EFFECT | _COMMONPLACE
-# What some RoPE types read and others do not.
+# Fields that only some RoPE types read.
 _OF_OTHER_ROPES = frozenset(
     """
     attention_factor beta_fast beta_slow factor high_freq_factor long_factor low_freq_factor
@@ -71,30 +71,26 @@ _OF_OTHER_ROPES = frozenset(
 
 
 class HfConfig(TypedFields):
-    """The fields of one config.json, all of which `check_unread` accounts for."""
+    """The fields of one config.json. `check_unread` accounts for all of them."""
 
     def __init__(self, fields: Mapping[str, Any], where: str = "config.json") -> None:
         super().__init__(fields, where)
         self._rope_extras: set[str] = set()
         self._rope_types: dict[str, str] = {}
-        self._prefix = ""  # of the names of fields that are left over
+        self._prefix = ""  # of names in `left_over`
         self.left_over: list[str] = []  # fields that nothing reads, by their paths; found by `check_unread`
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> HfConfig:
-        """The same config, with the fields that it leaves out because its class in transformers has these defaults."""
+        """The same config; fields that it leaves out have these defaults of its class in transformers."""
         given = {name: value for name, value in self._fields.items() if value is not None or name != "rope_parameters"}
         return self._same(HfConfig({**defaults, **given}, self.where))
-
-    def of_type(self, model_type: str) -> HfConfig:
-        """The same config by the name of another family."""
-        return self.replaced(model_type=model_type)
 
     def replaced(self, **fields: object) -> HfConfig:
         """The same config with other values of these fields."""
         return self._same(HfConfig({**self._fields, **fields}, self.where))
 
     def renamed(self, other_names: Mapping[str, str]) -> HfConfig:
-        """The same config by the names that the family reads. Raises BrokenCheckpoint if both are given and differ."""
+        """The same config under the names that the family reads. Raises BrokenCheckpoint if two names contradict."""
         fields = dict(self._fields)
         for other, name in other_names.items():
             if (value := fields.pop(other, None)) is None:
@@ -112,7 +108,7 @@ class HfConfig(TypedFields):
         return self._like(HfConfig(value, f"{self.where}: {name}"), f"{self._prefix}{name}.")
 
     def sections_by_layer(self, name: str) -> dict[int, HfConfig]:
-        """Nested configs by the number of their layer."""
+        """Nested configs, by layer index."""
         fields = self.mapping(name)
         if not all(layer.isdecimal() and isinstance(own, dict) for layer, own in fields.items()):
             raise self._wrong(name, "objects by their layer", fields)
@@ -138,8 +134,8 @@ class HfConfig(TypedFields):
     def rope(self, head_dim: int, default_theta: float = 10_000.0, fraction: float | None = None) -> RopeConfig:
         """RoPE's settings, from `rope_theta` and `rope_scaling`, or else from `rope_parameters`.
 
-        fraction: the share of a head's channels that is rotated, unless `partial_rotary_factor` gives another. None is
-        all of them, and any other factor is refused.
+        fraction: the share of a head's channels that is rotated, unless `partial_rotary_factor` gives another. None:
+        all channels, and any other factor is refused.
         """
         theta = self.number("rope_theta", default_theta, low=1.0)
         new, old = self.mapping("rope_parameters"), self.mapping("rope_scaling")
@@ -167,12 +163,12 @@ class HfConfig(TypedFields):
         return self._rope_config("rope_parameters", parameters, head_dim, theta, None)
 
     def rope_extra(self, name: str) -> float | None:
-        """A number that a family keeps among RoPE's settings. Call it before `rope`, which then accepts the field."""
+        """A family's own number among RoPE's settings. Call it before `rope`, which then accepts the field."""
         self._rope_extras.add(name)
         return self._rope_settings.nonzero(name)
 
     def ignore_in_rope(self, *names: str) -> None:
-        """Accepts fields among RoPE's settings that have no effect in this model. Call it before `rope`."""
+        """Accepts fields among RoPE's settings that have no effect in this model. To be called before `rope`."""
         self._rope_extras.update(names)
 
     @property
@@ -185,7 +181,7 @@ class HfConfig(TypedFields):
         return TypedFields(self.mapping("rope_scaling") or self.mapping("rope_parameters"), f"{self.where}: rope")
 
     def rename_rope_type(self, old: str, new: str) -> None:
-        """Lets `rope` take one name of a RoPE type for another, as a family's early files need it."""
+        """Makes `rope` read RoPE type `old` as `new`, for a family's early files."""
         self._rope_types[old] = new
 
     def _rope_config(
@@ -230,10 +226,10 @@ class HfConfig(TypedFields):
                 )
 
     def check_unread(self, model_type: str, not_read: Collection[str] = ()) -> None:
-        """Adds to `left_over` what transformers does not read either.
+        """Refuses unread fields that transformers reads; adds the other ones to `left_over`.
 
-        not_read: fields that it reads of other configs, not of this one. Raises UnsupportedArchitecture with the names
-        of fields that it reads and we do not.
+        not_read: fields that it reads in other configs, not in this one. Raises UnsupportedArchitecture with the names
+        of those refused.
         """
         unread = sorted(name for name, value in self._fields.items() if value is not None and name not in self._read)
         unread = [name for name in unread if name not in _QUIET and not self._is_default(name)]
@@ -248,7 +244,7 @@ class HfConfig(TypedFields):
         self.left_over += [self._prefix + name for name in unread]
 
     def _is_default(self, name: str) -> bool:
-        """Whether a field that we do not read repeats what holds anyway."""
+        """Whether an unread field has the value that its absence means."""
         value = self._fields[name]
         match name:
             case "is_encoder_decoder" | "add_cross_attention" | "use_mrope":

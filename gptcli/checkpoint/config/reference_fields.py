@@ -1,4 +1,4 @@
-"""What transformers reads of a config.json: a table made from its source, read only for a field that we do not know."""
+"""The fields of a config.json that transformers reads: a table made from its source, opened for unknown fields only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def reads(model_type: str, name: str) -> bool:
 def has_class(model_type: str, name: str) -> bool:
     """Whether transformers has a class of this name for this type, whatever its case and underscores.
 
-    Models' own files say PhiMoEConfig and Ernie4_5_Config for PhimoeConfig and Ernie4_5Config.
+    Models' own code has PhiMoEConfig and Ernie4_5_Config, transformers PhimoeConfig and Ernie4_5Config.
     """
     return _plain(name) in map(_plain, _table()["classes"].get(model_type, ()))
 

@@ -1,4 +1,4 @@
-"""Reads how RoPE is stretched over longer contexts, from RoPE's settings in a config.json."""
+"""Reads RoPE's scaling to longer contexts from its settings in a config.json."""
 
 from __future__ import annotations
 
@@ -6,21 +6,15 @@ import math
 
 from gptcli.checkpoint.config.typed_fields import TypedFields
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
-from gptcli.model.config import (
-    LinearScaling,
-    Llama3Scaling,
-    LongRopeScaling,
-    RopeScaling,
-    YarnScaling,
-)
+from gptcli.model.config import LinearScaling, Llama3Scaling, LongRopeScaling, RopeScaling, YarnScaling
 
-_MIN_TURNS, _MAX_TURNS = 1e-9, 1e9  # of a rotation within a context
+_MIN_TURNS, _MAX_TURNS = 1e-9, 1e9  # full rotations within a context
 
 
 def rope_scaling(rope: TypedFields, kind: str, dim: int, context: int, original: int) -> RopeScaling | None:
-    """The scaling of a kind; None is plain RoPE.
+    """The scaling of a RoPE type; None is plain RoPE.
 
-    dim: channels that turn. context, original: the longest text's tokens, and those before the stretching.
+    dim: rotated channels. context: the longest text's tokens; original: the same before the scaling.
     """
     match kind:
         case "default":
@@ -60,7 +54,7 @@ def rope_scaling(rope: TypedFields, kind: str, dim: int, context: int, original:
 
 
 def yarn_mscale(factor: float, weight: float) -> float:
-    """What a context stretched by a factor multiplies queries and keys by (Peng et al., 2023)."""
+    """The factor of queries and keys in a context stretched by `factor` (Peng et al., 2023)."""
     return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
 

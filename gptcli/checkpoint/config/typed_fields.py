@@ -1,4 +1,4 @@
-"""Reads the fields of a JSON object strictly: typed and within range. Remembers every field that was read."""
+"""Reads the fields of a JSON object strictly, typed and within range, and remembers which were read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
 
 T = TypeVar("T")
 
-_INFINITY = ("Infinity", "{'__float__': 'Infinity'}", "inf")  # as older and newer files have it
+_INFINITY = ("Infinity", "{'__float__': 'Infinity'}", "inf")  # in older and newer files
 
 _MAX_COUNT = 1 << 24  # larger than any known width or vocabulary
 _MAX_LAYERS = 1024
@@ -19,7 +19,7 @@ _MAX_HEADS = 1024
 
 
 class TypedFields:
-    """The fields of an object in a file. It remembers which were read.
+    """The fields of an object in a file.
 
     where: names the object in errors. All methods raise BrokenCheckpoint for a value of another type or out of range.
     """
@@ -55,11 +55,11 @@ class TypedFields:
         return self.layers_of("num_hidden_layers")
 
     def layers_of(self, name: str) -> int:
-        """The number of layers, from the field that has it."""
+        """The number of layers, from this field."""
         return self.integer(name, high=_MAX_LAYERS)
 
     def heads_of(self, name: str, default: int | None = None) -> int:
-        """A number of attention heads, from the field that has it."""
+        """A number of attention heads, from this field."""
         return self.integer(name, default, high=_MAX_HEADS)
 
     def optional_integer(self, name: str) -> int | None:
@@ -82,7 +82,7 @@ class TypedFields:
         return self._typed(name, default, "true or false")
 
     def switch(self, name: str, default: bool) -> bool:
-        """True or false, or a number that stands for one of them. Absent or null gives the default."""
+        """True or false, also as a number. Absent or null gives the default."""
         value = self._get(name)
         return bool(value) if type(value) is int else self.flag(name, default)
 
@@ -176,7 +176,7 @@ class TypedFields:
         return value or {}
 
     def expect(self, name: str, *harmless: Any) -> None:
-        """Refuses a field unless it is absent, null or one of these values, which do not change the mathematics."""
+        """Refuses a field unless it is absent, null or one of these values, which change no result."""
         value = self._get(name)
         if value is not None and not any(value == known and type(value) is type(known) for known in harmless):
             raise UnsupportedArchitecture(f"{self.where}: {name} = {str(value)[:60]!r} is not supported")

@@ -111,7 +111,7 @@ def gemma4_unified_text(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 
 def _full_heads(hf: HfConfig, types: Sequence[object]) -> tuple[int, int]:
-    """Channels of a head, and key-value heads, of layers that attend to all."""
+    """Channels of a head and number of key-value heads, for layers that attend to all."""
     dim, kv_heads = hf.integer("global_head_dim", 512), hf.heads_of("num_key_value_heads")
     if hf.flag("attention_k_eq_v", False):
         kv_heads = hf.heads_of("num_global_key_value_heads", kv_heads)
@@ -159,7 +159,7 @@ def _mixture(hf: HfConfig) -> MoeConfig:
 
 
 def _config(hf: HfConfig, types: Sequence[object], width: int) -> DecoderConfig:
-    """What both read alike."""
+    """What Gemma 3n and 4 read alike."""
     norm, layers = rms(hf, 1e-6, wide_scale=True), hf.layers
     rope = hf.rope_of_layer_type("sliding_attention", llama_head_dim(hf, 256), 10_000.0)
     mlp = MlpConfig(width=width, activation=_activation(hf))

@@ -10,12 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from gptcli.checkpoint.config.hf_config import HfConfig
-from gptcli.checkpoint.families.layer_configs import (
-    activation,
-    head_dim_of,
-    with_attention_per_layer,
-    with_blocks,
-)
+from gptcli.checkpoint.families.layer_configs import activation, head_dim_of, with_attention_per_layer, with_blocks
 from gptcli.checkpoint.families.parameters import Parameters, Transform, unchanged
 from gptcli.checkpoint.recipes import Architecture, HeadsToQkv, PairsToHalves, Take, Transposed
 from gptcli.errors import BrokenCheckpoint
@@ -94,7 +89,7 @@ _NEOX = Names(
 
 @dataclass(frozen=True)
 class Fields:
-    """What a family's config.json calls the fields that all of them have."""
+    """A family's names in config.json for the fields that all have."""
 
     hidden: str = "n_embd"
     heads: str = "n_head"
@@ -236,7 +231,7 @@ def gpt_architecture(
     rows: tuple[Transform, ...] = (),
 ) -> Architecture:
     """weight: applied to every matrix in a layer. rows: for each tensor of `names.qkv`, applied to weight and bias."""
-    # MLX has these names for all of them, with matrices (out, in).
+    # MLX gives all these families GPT-2's names, with matrices (out, in).
     if names.root != "model." and f"model.{names.embed}.weight" in tensors:
         names = replace(names, root="model.", layers="h", head=f"model.{names.head}")
         weight = unchanged

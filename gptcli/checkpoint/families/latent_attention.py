@@ -1,4 +1,4 @@
-"""Multi-head latent attention as config.json describes it and as checkpoints store it.
+"""Multi-head latent attention: its config from config.json, and the recipes of its parameters.
 
 Source: transformers' modelling files of DeepSeek V2 and V3.
 """
@@ -19,7 +19,7 @@ _NORM = NormConfig(kind="rms", eps=1e-6)  # of the latents, whatever rms_norm_ep
 
 
 def latent_attention(hf: HfConfig, *, value_dim: int = 128) -> LatentAttentionConfig:
-    """What a config says of latent attention. value_dim: unless `v_head_dim` says another."""
+    """The config of latent attention. value_dim: the default of `v_head_dim`."""
     heads, rope_dim = hf.heads_of("num_attention_heads"), hf.integer("qk_rope_head_dim", 64)
     plain_dim = hf.integer("qk_nope_head_dim", 128)
     hf.expect("num_key_value_heads", heads)
@@ -40,14 +40,14 @@ def latent_attention(hf: HfConfig, *, value_dim: int = 128) -> LatentAttentionCo
 
 
 def _score_factor(hf: HfConfig) -> float:
-    """What a stretched RoPE multiplies scores by. Call it before `HfConfig.rope`, which then accepts its fields."""
+    """The factor of scores with a stretched RoPE. Call it before `HfConfig.rope`, which then accepts its fields."""
     weight, factor = hf.rope_extra("mscale_all_dim"), hf.rope_extra("factor")
     if weight is None or hf.rope_type == "default":
         return 1.0
     if factor is None:
         raise BrokenCheckpoint("config.json: rope: mscale_all_dim without a factor")
     mscale = yarn_mscale(factor, weight)
-    return mscale * mscale  # ** would raise an error for infinity
+    return mscale * mscale  # ** raises an error for infinity
 
 
 def latent_attention_parameters(
@@ -58,7 +58,7 @@ def latent_attention_parameters(
     tensors: Collection[str],
     pairs: bool,
 ) -> None:
-    """Adds the recipes of one layer's attention. pairs: RoPE turns neighbouring channels, not halves."""
+    """Adds the recipes of one layer's attention. pairs: RoPE rotates neighbouring channels, not halves."""
     ours, theirs, dim = f"{ours}attention.", f"{theirs}self_attn.", attention.rope.dim
     query: Transform = unchanged
     key: Transform = unchanged
@@ -73,7 +73,7 @@ def latent_attention_parameters(
         parameters.linear(f"{ours}q", [f"{theirs}q_b_proj"], False, [query])
     parameters.linear(f"{ours}latent", [f"{theirs}kv_a_proj_with_mqa"], attention.bias, [key])
     parameters.norm(f"{ours}latent_norm", f"{theirs}kv_a_layernorm", attention.norm)
-    keys, values = f"{theirs}embed_q.weight", f"{theirs}unembed_out.weight"  # MLX's names, and a GGUF file's here
+    keys, values = f"{theirs}embed_q.weight", f"{theirs}unembed_out.weight"  # from MLX and from GGUF files
     parts = HeadRows(Take(keys), Take(values))
     parameters[f"{ours}kv.weight"] = parts if keys in tensors else Take(f"{theirs}kv_b_proj.weight")
     parameters.linear(f"{ours}out", [f"{theirs}o_proj"], attention.bias)

@@ -1,4 +1,4 @@
-"""What families read alike from a config.json about layers, and how they change all layers of a decoder's config."""
+"""What families share: reading facts about layers from config.json, and changing all layers of a DecoderConfig."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def check_shared(heads: int, kv_heads: int) -> None:
 def windows(
     types: Sequence[object], window: int | None, limited: str = "sliding_attention", field: str = "sliding_window"
 ) -> list[int | None]:
-    """The attention window of each layer, from `layer_types` and the window of one type; None attends to all.
+    """The attention window of each layer, from `layer_types`; None attends to all.
 
-    limited: that type. field: which has its window.
+    limited: the layer type that has the window. field: where config.json has it, for errors.
     """
     check_types(types, "full_attention", limited)
     if window is None and limited in types:
@@ -86,7 +86,7 @@ def with_attention_per_layer(config: DecoderConfig, **changes: Sequence[Any]) ->
 
 
 def with_state(config: DecoderConfig, state: StateConfig, layers: Sequence[bool]) -> DecoderConfig:
-    """The decoder with a state in place of attention in these layers."""
+    """The decoder with a state instead of attention in these layers."""
     blocks = zip(config.blocks, layers, strict=True)
     return replace(
         config, blocks=tuple(replace(block, attention=None, state=state) if has else block for block, has in blocks)

@@ -165,10 +165,9 @@ def llama_config(
     tied: bool = False,
     attention: LatentAttentionConfig | None = None,
 ) -> DecoderConfig:
-    """What the Llama shape reads from a config. A family passes what it reads in another way.
+    """The config of the Llama shape. A family passes what it reads in its own way.
 
-    bias: on all of attention; None reads `attention_bias`. tied: whether head and embedding are one if the config does
-    not say.
+    bias: on all of attention; None reads `attention_bias`. tied: the default of `tie_word_embeddings`.
     """
     block = BlockConfig(attention=attention or _attention(hf, bias, head_dim, rope), mlp=mlp or llama_mlp(hf))
     return DecoderConfig(
@@ -217,7 +216,7 @@ def llama_mlp(hf: HfConfig, *, act: Activation | None = None, gated: bool = True
 def llama_rope(
     hf: HfConfig, *, head_dim: int | None = None, theta: float = 10_000.0, fraction: float | None = None
 ) -> RopeConfig:
-    """RoPE's settings; the arguments are defaults. fraction: the share of a head's channels that turn; None is all."""
+    """RoPE's settings; the arguments are defaults. fraction: the share of a head's channels that rotates; None: all."""
     if fraction is None:
         hf.expect("partial_rotary_factor", 1.0, 1)
     else:
@@ -233,9 +232,9 @@ def rms(hf: HfConfig, default_eps: float, wide_scale: bool = False) -> NormConfi
 def qwen_windows(
     hf: HfConfig, slides: Callable[[int, int], bool] = lambda layer, first: layer >= first
 ) -> list[int | None]:
-    """Qwen's windows: none without `use_sliding_window`, else as `layer_types` says.
+    """Each layer's window: none without `use_sliding_window`, else from `layer_types`.
 
-    slides: whether a layer has a window if there are no `layer_types`, by its index and `max_window_layers`.
+    slides: without `layer_types`, tells from a layer's index and `max_window_layers` whether it has a window.
     """
     layers = hf.layers
     first = hf.integer("max_window_layers", 28, low=0)
@@ -263,8 +262,8 @@ def llama_architecture(
 ) -> Architecture:
     """The architecture for tensors with Llama's names, or with those in `names`.
 
-    norm_weight: applied to every norm's weight. pairs: RoPE turns neighbouring channels, not halves. q_rows: applied to
-    the projection to q.
+    norm_weight: applied to every norm's weight. pairs: RoPE rotates neighbouring channels, not halves. q_rows: applied
+    to the projection to q.
     """
     prefix = root_of(tensors)
     parameters = Parameters({"embed.weight": Take(f"{prefix}{names.embedding}.weight")})

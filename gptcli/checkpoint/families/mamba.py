@@ -57,8 +57,8 @@ _BAMBA = Names(
 )
 _GRANITE = Names(up=("shared_mlp.input_linear",), down="shared_mlp.output_linear", state="mamba")
 
-_MOST_STATES = 4096  # channels of a state, and tokens of a convolution: more than any known model has
-# Layer types by all their names.
+_MOST_STATES = 4096  # channels of a state, and tokens of a convolution: more than in any known model
+# Layer types, by all their names.
 _KINDS = {
     "M": "mamba", "mamba": "mamba", "linear_attention": "mamba", "*": "attention", "attention": "attention",
     "full_attention": "attention", "-": "mlp", "mlp": "mlp", "E": "moe", "moe": "moe",
@@ -164,10 +164,10 @@ def falcon_h1(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 
 def nemotron_h(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """Nemotron H and Nemotron Nano 2 and 3: each layer is Mamba 2, attention, an MLP or a mixture, by a pattern."""
+    """Nemotron H, Nano 2 and Nemotron 3: each layer is Mamba 2, attention, an MLP or a mixture, by a pattern."""
     hf.expect("mamba_hidden_act", "silu", "swish")
     hf.expect("sliding_window")
-    hf.expect("moe_latent_size")
+    hf.ignore("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")  # there is none
     hf.ignore(
         "residual_in_fp32", "rescale_prenorm_residual", "chunk_size", "expand", "num_hidden_layers",
         "num_logits_to_keep", "use_mamba_kernels", "mamba_proj_bias", "mamba_ssm_cache_dtype", "hidden_dropout",
@@ -219,7 +219,9 @@ def nemotron_h(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 def _nemotron_mixture(hf: HfConfig, mlp: MlpConfig) -> MoeConfig:
     moe = sigmoid_mixture(hf, renormalize=True, experts=8, top_k=2, width=7688)
     shared = replace(mlp, width=hf.integer("moe_shared_expert_intermediate_size", 7688))
-    return replace(moe, expert=replace(mlp, width=moe.expert.width, bias=False), shared=shared)
+    latent = hf.optional_integer("moe_latent_size")
+    expert = replace(mlp, width=moe.expert.width, bias=False)
+    return replace(moe, expert=expert, shared=shared, latent=latent, latent_bias=latent is not None and mlp.bias)
 
 
 def _nemotron_kinds(hf: HfConfig) -> list[str]:
@@ -236,7 +238,7 @@ def _kinds(types: Sequence[object], *known: str) -> list[str]:
 
 
 def _bamba_state(hf: HfConfig, width: int, norm: NormConfig) -> Mamba2Config:
-    """Mamba 2 with so many channels and such a norm, from the fields that all hybrids but Nemotron have."""
+    """Mamba 2 of `width` channels, from the fields that all hybrids but Nemotron have. norm: gives the epsilon."""
     hf.ignore("mamba_chunk_size")
     heads = _integer(hf, "mamba_n_heads", 128)
     hf.expect("mamba_d_head", "auto", width // heads)

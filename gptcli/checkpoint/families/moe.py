@@ -167,6 +167,7 @@ class ExpertNames:
     shared_up: tuple[str, ...] = ("gate_proj", "up_proj")
     shared_down: str = "down_proj"
     stacked: tuple[str, str] | None = None  # all experts' gate and up, and down, in one tensor each
+    latent: tuple[str, str] = ("fc1_latent_proj", "fc2_latent_proj")  # what projects to what experts see, and back
 
     def recipes(self, layer: str, moe: MoeConfig, tensors: Collection[str]) -> dict[str, Recipe]:
         """Recipes by our names after `mlp.`, from a layer's prefix and the names of all tensors."""
@@ -181,6 +182,9 @@ class ExpertNames:
         if moe.correction:
             correction = Take(root + self.correction)
             recipes["correction"] = correction if self.correction_is_row else Stack((correction,))
+        if moe.latent is not None:
+            for name, source in zip(("latent_in", "latent_out"), self.latent, strict=True):
+                recipes.linear(name, [root + source], moe.latent_bias)
         if moe.shared is not None:
             apart = self.shared_down != COMMON.shared_down and f"{shared}{COMMON.shared_down}.weight" in tensors
             names = COMMON if apart else self  # as GGUF files have them
@@ -215,7 +219,7 @@ def _expert_recipes(
 
 
 def stacked_recipes(experts: str, leaf: str, tensors: Collection[str], *, gated: bool = True) -> dict[str, Recipe]:
-    """All experts' matrices or biases in one tensor per projection, as MLX names them; gate and up may be one, too."""
+    """Recipes for MLX's names: a tensor per projection with all experts' matrices or biases; gate and up may be one."""
     gate, up = Take(f"{experts}gate_proj.{leaf}"), Take(f"{experts}up_proj.{leaf}")
     both: Recipe = Concat((gate, up), axis=1) if gated else up
     if (fused := f"{experts}gate_up_proj.{leaf}") in tensors:

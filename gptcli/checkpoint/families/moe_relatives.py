@@ -106,7 +106,7 @@ def glm4_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 
 def without_layers_ahead(hf: HfConfig, tensors: Collection[str], architecture: Architecture) -> Architecture:
-    """Leaves unused the layers that follow the others and predict tokens further ahead."""
+    """Leaves unused the extra layers, after the others, that predict tokens further ahead."""
     ahead = range(hf.layers, hf.layers + hf.integer("num_nextn_predict_layers", 1, low=0))
     return replace(architecture, ahead=tuple(f"{root_of(tensors)}layers.{layer}." for layer in ahead))
 
@@ -234,9 +234,9 @@ def phimoe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 
 def _phimoe_rope(hf: HfConfig) -> RopeConfig:
-    """RoPE, in which `short_mscale` and `long_mscale` take the place of LongRoPE's magnitude.
+    """RoPE with `short_mscale` and `long_mscale` as LongRoPE's magnitude.
 
-    transformers never takes the long factors here, however long a text is.
+    As in transformers, texts of any length have the short factors.
     """
     short, long = hf.rope_extra("short_mscale"), hf.rope_extra("long_mscale")
     rope = llama_rope(hf, theta=1_000_000.0)

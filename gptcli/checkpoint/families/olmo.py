@@ -43,7 +43,7 @@ def olmo3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 
 def olmo2_config(hf: HfConfig, rope: RopeConfig | None = None, eps: float = 1e-5) -> DecoderConfig:
-    """What OLMo 2 reads, and the families that follow it; eps and rope as their defaults are."""
+    """What OLMo 2 and its followers read. eps, rope: a follower's defaults."""
     config = llama_config(hf, norm=rms(hf, eps, wide_scale=True), rope=rope)
     config = with_attention(config, qk_norm=QkNormConfig(norm=config.norm, over="full"))
     return with_blocks(config, residual="post")

@@ -180,7 +180,7 @@ def mpt(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     return gpt_architecture(config, tensors, _MPT)
 
 
-# What configs of MPT spell out and transformers takes for granted.
+# What MPT's configs spell out and transformers takes for granted.
 _MPT_SWITCHES: dict[str, object] = {
     "expansion_ratio": 4,
     "logit_scale": None,

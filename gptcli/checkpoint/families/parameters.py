@@ -1,4 +1,4 @@
-"""Recipes by our parameters' names: what families put together to say where each parameter comes from."""
+"""Recipes by our parameters' names: how families tell where each parameter comes from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def unchanged(recipe: Recipe) -> Recipe:
     return recipe
 
 
-# What names of a decoder's tensors begin with: as transformers' classes save them, bare, and inside of other models.
+# Prefixes of a decoder's tensor names: bare, as transformers' classes save them, and inside other models.
 _ROOTS = (
     "",
     "model.",
@@ -30,7 +30,7 @@ _ROOTS = (
 
 
 def root_of(tensors: Collection[str]) -> str:
-    """What the names of a decoder's tensors begin with, found by its first layer; `model.` if there is none."""
+    """The prefix of a decoder's tensor names, found by its first layer; `model.` if there is none."""
     return next((root for root in _ROOTS if any(name.startswith(f"{root}layers.0.") for name in tensors)), "model.")
 
 
@@ -45,9 +45,9 @@ class Parameters(dict[str, Recipe]):
         rows: Sequence[Transform] = (),
         weight: Transform = unchanged,
     ) -> None:
-        """Adds a linear layer made of one or several of theirs.
+        """Adds a linear layer that joins the rows of one or several modules of theirs.
 
-        rows: for each of theirs, applied to weight and bias. weight: applied to all weights, not to biases.
+        rows: for each module, applied to weight and bias. weight: applied to all weights, not to biases.
         """
         rows = rows or [unchanged] * len(theirs)
         for leaf in ("weight", "bias") if bias else ("weight",):
@@ -62,10 +62,10 @@ class Parameters(dict[str, Recipe]):
             self[f"{ours}.bias"] = Take(f"{theirs}.bias")
 
     def head(self, theirs: str, config: DecoderConfig, tensors: Collection[str]) -> DecoderConfig:
-        """Adds the output head, and returns the config for it.
+        """Adds the output head; returns the config, with `tied_head` as the tensors are.
 
-        A checkpoint with a head of its own means that one even if its config ties it; a bias needs a head, too. A tied
-        checkpoint may hold the head alone.
+        A head in the checkpoint is used even if the config ties it; so does a bias need a head. A tied checkpoint may
+        have the head only, without the embedding.
         """
         theirs = next((f"{root}{theirs}" for root in _ROOTS if f"{root}{theirs}.weight" in tensors), theirs)
         in_checkpoint = not config.tied_head or f"{theirs}.weight" in tensors

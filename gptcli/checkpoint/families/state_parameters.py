@@ -1,4 +1,4 @@
-"""Recipes of layers that keep a state, whose names are alike in all families."""
+"""Recipes of layers that keep a state; all families name their tensors alike."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Models that read images, for text alone: the family that `text_config` names, inside of a wrapper.
+"""Models that read images, for text alone: the family that `text_config` names, inside a wrapper.
 
-A text's positions in time, height and width are equal, so RoPE by three positions turns as plain RoPE does.
+A text's positions in time, height and width are equal, so RoPE by three positions is plain RoPE.
 Source: transformers' modelling files of the same names.
 """
 
@@ -25,7 +25,7 @@ from gptcli.checkpoint.families.qwen_hybrid import qwen3_5_moe_text, qwen3_5_tex
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.errors import UnsupportedArchitecture
 
-_Family = Callable[[HfConfig, Collection[str]], Architecture]
+Family = Callable[[HfConfig, Collection[str]], Architecture]
 
 _FIELDS = """
     audio_config audio_token_id audio_soft_tokens_per_image vision_soft_tokens_per_image boa_token_id boi_token_id
@@ -49,24 +49,24 @@ _PREFIXES = tuple(f"{root}{module}" for root in ("", "model.") for module in _MO
 
 @dataclass(frozen=True)
 class Text:
-    """A type that `text_config` may have.
+    """A model type of `text_config`.
 
-    sizes: defaults of its class in transformers that only a text part may leave out. listed_as: the type whose fields
-    and other defaults are known, if it is not this one.
+    sizes: defaults of its class in transformers that only a text part may leave out. listed_as: the model type whose
+    fields and other defaults hold, if not its own.
     """
 
-    family: _Family
+    family: Family
     sizes: Mapping[str, object] = field(default_factory=dict)
     listed_as: str | None = None
 
 
 @dataclass(frozen=True)
 class _Wrapper:
-    """What is around a text part.
+    """A model around a text part.
 
-    text: its type, unless `text_config` says another one of `texts`. tied: whether head and embedding are one if the
-    outer config does not say; None: `text_config` does. flat: whether the fields of text may stand beside those of
-    images. unread: fields of the text part that the class for the whole does not read, with values that change nothing.
+    text: the text part's default type; `text_config` may name another of `texts`. tied: the default of the outer
+    `tie_word_embeddings`; None: `text_config` has it. flat: whether text fields may stand beside those of images.
+    unread: text fields that the class for the whole does not read, with values that change nothing.
     """
 
     about: str
@@ -77,7 +77,7 @@ class _Wrapper:
     unread: Mapping[str, object] = field(default_factory=dict)
 
 
-def _by_three_positions(family: _Family) -> _Family:
+def _by_three_positions(family: Family) -> Family:
     def text(hf: HfConfig, tensors: Collection[str]) -> Architecture:
         hf.ignore_in_rope("mrope_section", "mrope_interleaved")
         hf.rename_rope_type("mrope", "default")
@@ -127,6 +127,7 @@ _OWN_TEXTS: dict[str, Text] = {
     "cohere2": Text(cohere2),
     "deepseek_v3": Text(deepseek_v3),
     "exaone4": Text(exaone4),
+    "exaone4_5_text": Text(exaone4, listed_as="exaone4"),  # what the first files say
     "gemma3_text": Text(gemma3_text, {"vocab_size": 262_208}),
     "gemma3n_text": Text(gemma3n_text, _GEMMA3N),
     "gemma4_text": Text(gemma4_text, _GEMMA4),
@@ -177,7 +178,7 @@ _WRAPPERS = {
     "aya_vision": _Wrapper("Aya Vision", "cohere2", tied=True, unread=_WITHOUT_LOGIT_SCALE),
     "cohere2_vision": _Wrapper("Command A Vision", "cohere2", tied=True, unread=_WITHOUT_LOGIT_SCALE),
     "deepseek_vl": _Wrapper("DeepSeek VL 1.3B", "llama", TEXTS, tied=True),
-    "exaone4_5": _Wrapper("EXAONE 4.5", "exaone4"),
+    "exaone4_5": _Wrapper("EXAONE 4.5", "exaone4", ("exaone4_5_text",)),
     "gemma3": _Wrapper("Gemma 3 4B and larger", "gemma3_text", tied=True, unread={"final_logit_softcapping": None}),
     "gemma3n": _Wrapper("Gemma 3n E2B and E4B", "gemma3n_text", tied=True),
     "gemma4": _Wrapper("Gemma 4", "gemma4_text", tied=True),
@@ -214,7 +215,7 @@ _WRAPPERS = {
 }
 
 
-def _family(wrapper: _Wrapper) -> _Family:
+def _family(wrapper: _Wrapper) -> Family:
     def family(hf: HfConfig, tensors: Collection[str]) -> Architecture:
         return _text_of(wrapper, hf, tensors)
 
@@ -222,7 +223,7 @@ def _family(wrapper: _Wrapper) -> _Family:
     return family
 
 
-WRAPPERS: dict[str, _Family] = {model_type: _family(wrapper) for model_type, wrapper in _WRAPPERS.items()}
+WRAPPERS: dict[str, Family] = {model_type: _family(wrapper) for model_type, wrapper in _WRAPPERS.items()}
 
 
 def _text_of(wrapper: _Wrapper, hf: HfConfig, tensors: Collection[str]) -> Architecture:
@@ -236,10 +237,11 @@ def _text_of(wrapper: _Wrapper, hf: HfConfig, tensors: Collection[str]) -> Archi
     kind = part.listed_as or kind
     if nested:
         text = text.renamed(OTHER_NAMES.get(kind, {}))
-    text = text.of_type(kind).with_defaults({**DEFAULTS.get(kind, {}), **part.sizes}).replaced(**wrapper.unread)
+    text = text.replaced(model_type=kind).with_defaults({**DEFAULTS.get(kind, {}), **part.sizes})
+    text = text.replaced(**wrapper.unread)
     if wrapper.tied is None:
         hf.ignore("tie_word_embeddings")
-    else:  # what text_config says ties nothing
+    else:  # text_config's own field is not read
         text = text.replaced(tie_word_embeddings=hf.flag("tie_word_embeddings", wrapper.tied))
     architecture = part.family(text, tensors)
     if nested:

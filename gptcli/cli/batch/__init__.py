@@ -1,1 +1,1 @@
-"""Requests from a file: what is asked, what is answered, and where a file of answers goes on."""
+"""Requests from a file, their answers, and how a file of answers is resumed."""

@@ -34,7 +34,7 @@ _NAME = re.compile(r"[\w .-]+")  # other text in braces is text, JSON for exampl
 
 @dataclass(frozen=True)
 class PlainSettings:
-    """What holds for lines without a body. chat: a prompt is a user's turn. samples, logprobs: unless a line says."""
+    """Settings of lines without a body. chat: a prompt is a user's turn. samples, logprobs: of lines that name none."""
 
     chat: bool = False
     samples: int = 1
@@ -48,7 +48,7 @@ class PlainSettings:
 
 
 def filled(template: str, fields: Mapping[str, Any]) -> str:
-    """A template with each `{field}` replaced, by JSON if it is no text.
+    """A template with each `{field}` replaced by the line's text or JSON.
 
     Raises BadParameter for a field that the line lacks.
     """

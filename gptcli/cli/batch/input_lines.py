@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,24 +18,42 @@ from gptcli.errors import BrokenCheckpoint, InputError
 from gptcli.files import parse_json
 
 _MORE = "raise the limit with --max-input"
-_REST = 1 << 16  # bytes that are read at once of a line that is too long
+_REST = 1 << 16  # bytes of a read in a line that is too long
+
+
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}  # of columns
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file is CSV, by its ending."""
+    return path.suffix.lower() in _SEPARATORS
 
 
 @dataclass(frozen=True)
 class InputLine:
-    """A line with its number from 1. fields: its object, or why there is none. key: tells its content from others."""
+    """A line. number: from 1. key: a hash of its content. content: bytes of JSON, or what was read."""
 
     number: int
     key: str  # 16 hexadecimal digits
-    fields: dict[str, Any] | InputError
+    content: bytes | dict[str, Any] | InputError
+
+    @cached_property
+    def fields(self) -> dict[str, Any] | InputError:
+        """Its object, or why there is none. Most lines of a batch that goes on are never asked for theirs."""
+        if not isinstance(self.content, bytes):
+            return self.content
+        try:
+            return parse_json(self.content, f"line {self.number}")
+        except BrokenCheckpoint as error:
+            return InputError(error.message)
 
 
 @dataclass
 class InputLines:
-    """The lines of a file, or of stdin for `-`, one at a time. Blank lines are none, but are counted.
+    """The lines of a file, or of stdin for `-`, one at a time. Blank lines are counted and skipped.
 
-    limit: the most bytes of a line. csv: whether it is CSV. size and read: bytes of the file, 0 if unknown, and those
-    read so far. last: the number of the last line so far.
+    limit: the most bytes of a line. size: bytes of the file, 0 if unknown. read: bytes read so far. last: the number of
+    the last line so far. csv: whether it is CSV; None asks the file's ending.
     """
 
     path: Path
@@ -43,14 +62,14 @@ class InputLines:
     size: int = 0
     read: int = 0
     last: int = 0
-    csv: bool | None = None  # by its ending
+    csv: bool | None = None
 
     def without_waiting(self) -> Iterator[InputLine | None]:
-        """The lines, or None where a pipe has none yet. Raises as reading them in a loop does."""
+        """The lines, or None while a pipe has none yet. Raises as iterating does."""
         return iter(self) if self.path.is_file() else Arrivals(iter(self))
 
     def __iter__(self) -> Iterator[InputLine]:
-        """Raises InputError where the file cannot be read, or is CSV and not UTF-8, or with a name twice."""
+        """Raises InputError for a file that cannot be read, and for CSV that is not UTF-8 or names a column twice."""
         if str(self.path) == "-" and sys.stdin is None:
             raise InputError("cannot read: standard input is closed")
         try:
@@ -63,7 +82,7 @@ class InputLines:
 
     @property
     def _is_csv(self) -> bool:
-        return self.path.suffix.lower() == ".csv" if self.csv is None else self.csv
+        return is_table(self.path) if self.csv is None else self.csv
 
     def _json(self, file: IO[bytes]) -> Iterator[InputLine]:
         while data := file.readline(self.limit + 2):
@@ -76,24 +95,21 @@ class InputLines:
             while too_long and not data.endswith(b"\n") and (data := file.readline(_REST)):
                 hashed.update(data)
                 self.read += len(data)
-            fields: dict[str, Any] | InputError
             if too_long:
-                fields = InputError(f"the line has more than {self.limit} bytes", _MORE)
-            elif not data.strip():
-                continue
-            else:
-                try:
-                    fields = parse_json(data, f"line {number}")
-                except BrokenCheckpoint as error:
-                    fields = InputError(error.message)
-            yield InputLine(number, hashed.hexdigest()[:16], fields)
+                wrong = InputError(f"the line has more than {self.limit} bytes", _MORE)
+                yield InputLine(number, hashed.hexdigest()[:16], wrong)
+            elif data.strip():
+                yield InputLine(number, hashed.hexdigest()[:16], data)
 
     def _csv(self, file: IO[bytes]) -> Iterator[InputLine]:
         csv.field_size_limit(self.limit)
-        rows = csv.reader(self._texts(file), strict=True)
+        separator = _SEPARATORS.get(self.path.suffix.lower(), ",")
+        rows = csv.reader(self._texts(file), strict=True, delimiter=separator)
         try:
             if (names := next(rows, None)) is None:
                 return
+            if len(names) == 1 and any(other in names[0] for other in ";\t,"):
+                self.note(f"one column in {self.path}: {names[0][:80]!r}; commas separate those of .csv, tabs of .tsv")
             if twice := next((name for name in names if name and names.count(name) > 1), None):
                 raise InputError(f"ambiguous: {self.path}: several columns are called {twice}", "rename one")
             for number, row in enumerate(rows, 1):
@@ -113,6 +129,8 @@ class InputLines:
             self.read += len(data)
             if len(data) > self.limit:
                 raise InputError(f"too large: {self.path}: line {number} has more than {self.limit} bytes", _MORE)
+            if number == 1 and data.startswith(codecs.BOM_UTF8):
+                self.note(f"byte-order mark dropped: {self.path}")
             try:
                 yield data.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError:

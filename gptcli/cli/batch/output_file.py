@@ -1,4 +1,4 @@
-"""The file of a batch's answers: it goes on where a process ended, however that ended."""
+"""The file of a batch's answers, which is resumed after any end of the process."""
 
 from __future__ import annotations
 
@@ -17,12 +17,17 @@ from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.errors import OutputError
 from gptcli.files import lock, written_whole
 
-_ID = re.compile(rb'\{"id": "batch_req_(\d{1,15})_([0-9a-f]{16})", ')
-_SUCCEEDED = re.compile(rb'[^,]*, "custom_id": "(?:[^"\\]|\\.)*", "response": \{"status_code": 200, ')
+# What an answer begins with: its id, and if it succeeded, what it was made with.
+_BEGINNING = re.compile(
+    rb'\{"id": "batch_req_(\d{1,15})_([0-9a-f]{16})", '
+    rb'(?:"custom_id": "[^"\\]*(?:\\.[^"\\]*)*", "response": '
+    rb'\{"status_code": 200, "request_id": "req_\d+_[0-9a-f]+_?([0-9a-f]*)", )?'
+)
+_END = b', "error": null}\n'
 
 
 def line_id(line: InputLine) -> str:
-    """What an answer's id says of the line that it answers: its number and its content."""
+    """The part of an answer's id that identifies its line: number and hash."""
     return f"{line.number}_{line.key}"
 
 
@@ -30,6 +35,7 @@ class StdoutAnswers:
     """Answers that go to stdout, where nothing is resumed."""
 
     failed = torn = 0
+    made_with = frozenset[bytes]()
 
     def __init__(self) -> None:
         self._sink = StdoutSink()
@@ -48,9 +54,10 @@ class StdoutAnswers:
 
 
 class AnswersFile:
-    """Answers in a file, locked until `close`. What it has is known by number and content, 8 bytes a line.
+    """Answers in a file, locked until `close`. Each is known by its line's number and hash, 8 bytes in memory.
 
-    failed: answers that it had, and that are errors. torn: bytes of an incomplete last line that were cut off.
+    failed: answers found in it that are errors. torn: bytes of an incomplete last line that were cut off.
+    made_with: the hashes of settings in its other answers; see `BatchSettings`.
     """
 
     is_terminal = False
@@ -60,12 +67,13 @@ class AnswersFile:
         self._keys = array("Q")  # by number; 0 where there is no answer
         self._last, self._ordered = 0, True
         self.failed = self.torn = 0
+        self.made_with = set[bytes]()
 
     @classmethod
     def open(cls, path: Path, *, retry_failed: bool) -> Self:
-        """Opens or makes the file. A torn last line is cut off, and with `retry_failed` so are all failed ones.
+        """Opens or makes the file. Cuts off a torn last line, and with `retry_failed` every failed answer.
 
-        Raises OutputError for a file that is in use, that is no regular one, or that is no batch's output.
+        Raises OutputError for a file that is in use, not regular, or not the output of a batch.
         """
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0), 0o666)
@@ -81,34 +89,40 @@ class AnswersFile:
 
     def _take(self, retry_failed: bool) -> None:
         end = 0
-        for number, key, start, line in self._lines():
+        for number, key, made_with, start, line in self._lines():
             end = start + len(line)
-            failed = not self._succeeded(line)
-            self.failed += failed
-            if not (failed and retry_failed):
+            if made_with is None:
+                self.failed += 1
+            elif made_with:
+                self.made_with.add(made_with)
+            if made_with is not None or not retry_failed:
                 self._add(number, key)
         self.torn = os.fstat(self._descriptor).st_size - end
         os.ftruncate(self._descriptor, end)
         if self.failed and retry_failed:
-            self._rewrite(start for _, _, start, line in self._lines() if self._succeeded(line))
+            self._rewrite(start for _, _, made_with, start, _ in self._lines() if made_with is not None)
             self.failed = 0
 
-    def _lines(self) -> Iterator[tuple[int, int, int, bytes]]:
-        """Number and key of the line that each whole line answers, where it starts, and its bytes."""
+    def _lines(self) -> Iterator[tuple[int, int, bytes | None, int, bytes]]:
+        """Each whole answer: number and key of its line, what it was made with, offset in the file, bytes.
+
+        What it was made with is empty where it does not say, and None of an error. The beginning and the end of a line
+        tell. Raises OutputError for a line that is no answer.
+        """
         start = 0
         with open(self._path, "rb") as file:
             for line in file:
                 if not line.endswith(b"\n"):
                     return
-                if (match := _ID.match(line)) is None:
+                if (match := _BEGINNING.match(line)) is None:
                     raise self._of_no_batch()
-                yield int(match[1]), int(match[2], 16), start, line
+                number, key, made_with = match.groups()
+                if made_with is None or not line.endswith(_END):
+                    made_with = b"" if self._succeeded(line) else None
+                yield int(number), int(key, 16), made_with, start, line
                 start += len(line)
 
     def _succeeded(self, line: bytes) -> bool:
-        """Raises OutputError for a line that is no answer. One that succeeded is known by its beginning and its end."""
-        if _SUCCEEDED.match(line) and line.endswith(b', "error": null}\n'):
-            return True
         try:
             response = json.loads(line)["response"]
             return response is not None and bool(response["status_code"] == 200)
@@ -131,14 +145,14 @@ class AnswersFile:
         self._last = number
 
     def has(self, line: InputLine) -> bool:
-        """Whether a line is answered. Raises OutputError if the line with its number was another one."""
+        """Whether a line is answered. Raises OutputError if the answer with its number is of another line."""
         key = self._keys[line.number] if line.number < len(self._keys) else 0
         if key and key != int(line.key, 16):
             raise self._of_another_input(f"it answers another line {line.number}")
         return bool(key)
 
     def write(self, number: int, record: bytes) -> None:
-        """Appends a whole line. Raises OutputError where the disk is full, say."""
+        """Appends a whole line. Raises OutputError, on a full disk for example."""
         self._follow(number)
         view = memoryview(record)
         try:
@@ -148,22 +162,25 @@ class AnswersFile:
             raise OutputError(f"cannot write: {self._path}: {error.strerror}") from None
 
     def close(self, last: int, *, sort: bool) -> None:
-        """Unlocks the file. sort: brings the lines into the order of the input, if they are in another.
+        """Unlocks the file. sort: brings the lines into the order of the input.
 
-        last: the number of the input's last line. Raises OutputError if there are answers of later ones.
+        last: the number of the input's last line. Raises OutputError if there are answers of later lines.
         """
         if any(islice(self._keys, last + 1, None)):
             raise self._of_another_input(f"the input ends with line {last}, the answers do not")
         if sort and not self._ordered:
-            order = sorted((number, start) for number, _, start, _ in self._lines())
-            self._rewrite(start for _, start in order)
+            starts = array("q")  # by number
+            for number, _, _, start, _ in self._lines():
+                starts.extend([-1] * (number + 1 - len(starts)))
+                starts[number] = start
+            self._rewrite(start for start in starts if start >= 0)
         os.close(self._descriptor)
 
     def _of_another_input(self, why: str) -> OutputError:
         return OutputError(f"cannot go on with: {self._path}: {why}", "choose another -o for another input")
 
     def _rewrite(self, starts: Iterable[int]) -> None:
-        """Replaces the file by the lines that start there, at once; it stays locked."""
+        """Replaces the file at once by its lines at these offsets; it stays locked."""
         with written_whole(self._path) as draft:
             descriptor = os.open(draft, os.O_RDWR | os.O_APPEND)
             lock(descriptor)

@@ -1,4 +1,4 @@
-"""How far a batch is: what the progress line shows while it runs, and the line at its end."""
+"""The progress line of a batch, and the line at its end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gptcli.cli.terminal.stderr import ProgressLine
 
 @dataclass
 class BatchProgress:
-    """Counts of this run's requests and generated tokens. kept: those that the output had already."""
+    """Counts of this run's requests and generated tokens. kept: requests that the output had answers of."""
 
     lines: InputLines
     activity: ProgressLine
@@ -21,13 +21,10 @@ class BatchProgress:
     kept: int = 0
     tokens: int = 0
     begun: float = field(default_factory=time.monotonic)
-    first_byte: int | None = None  # where the first line that is not kept begins, nearly
+    first_byte: int | None = None  # where the first line to answer begins, nearly
 
     def took(self, answered: Answered) -> None:
-        """Counts a line that is answered, and updates the progress line.
-
-        The time left is that of the file's bytes that are left.
-        """
+        """Counts an answer and updates the progress line. The time left follows from the bytes left of the file."""
         self.done += not answered.failed
         self.failed += answered.failed
         self.tokens += answered.tokens

@@ -22,13 +22,13 @@ from gptcli.generation.request import Request
 from gptcli.language_model import LanguageModel
 from gptcli.scheduler import Scheduler
 
-_LINES = 16  # that a worker is given at once
-_CHUNKS = 2  # that it has at once, so that it never waits for the next one
+_LINES = 16  # of a chunk, which a worker is given at once
+_CHUNKS = 2  # of a worker at once, so that it never waits for the next
 _POLL_SECONDS = 0.2
 
 
 class Worker:
-    """A model in a process of the cluster. Ray starts it anew where it dies, and then repeats what it was asked."""
+    """A model in a process of the cluster. If it dies, Ray starts it again and repeats its calls."""
 
     def __init__(self, run: RunOptions, settings: BatchSettings, parallel: int | None) -> None:
         self._run, self._settings, self._parallel = run, settings, parallel
@@ -45,7 +45,7 @@ class Worker:
         requests = Requests(lm, self._settings, template_of(self._run, lm), lambda name: None)
         started = [_started(scheduler, request) for request in requests.of(lines) if request is not None]
         ended = (requests.finished(index, _ended(events)) for index, events in enumerate(started))
-        return [work.answered(lm.name) for work in ended if work is not None]
+        return [work.answered(lm.name, self._settings.made_with) for work in ended if work is not None]
 
     def _model(self) -> tuple[LanguageModel, Scheduler]:
         with self._lock:
@@ -80,10 +80,10 @@ def answered_by_workers(
     ordered: bool,
     cancelled: Callable[[], bool],
 ) -> Iterator[Answered]:
-    """Answers lines, in their order or as they come, until cancelled.
+    """Answers lines, in their order or as answers come, until cancelled.
 
-    cluster: see `_connected`. workers: how many; None for one on each GPU, else one on each machine. make: what a
-    `Worker` is made of. lines: None where there is none yet. Raises what loading the model raises there.
+    cluster: see `_connected`. workers: how many; None for one on each GPU, else one on each machine. make: the
+    arguments of `Worker`. lines: None while there is none yet. Raises what loading the model raises there.
     """
     with _connected(cluster) as ray:
         from ray.util import ActorPool
@@ -114,7 +114,7 @@ def answered_by_workers(
 
 
 def _chunks(lines: Iterable[InputLine | None]) -> Iterator[list[InputLine]]:
-    """Lines that a worker gets at once; none where there is none yet."""
+    """Lines that a worker gets at once; an empty list while there is none yet."""
     chunk = list[InputLine]()
     for line in lines:
         if line is not None:

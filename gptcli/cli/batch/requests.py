@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
-from gptcli.cli.batch.answer_records import Vectors, answer_record, error_record, vectors_record
+from gptcli.cli.batch.answer_records import RecordId, Vectors, answer_record, error_record, vectors_record
 from gptcli.cli.batch.bodies import PlainSettings, asked_of, filled
 from gptcli.cli.batch.input_lines import InputLine
 from gptcli.cli.batch.output_file import line_id
@@ -25,10 +26,11 @@ from gptcli.tools.definitions import AUTO, Definition
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """What holds for every line that says nothing else.
+    """Settings of every line that has none of its own.
 
     options: by the names of `Request`. template: of a prompt, with `{field}`s. system: of conversations without one.
-    special: whether prompts spell control tokens. tools: of conversations that bring none.
+    special: whether prompts spell control tokens. tools: of conversations that bring none. made_with: a hash of all
+    this and of the model, which answers carry.
     """
 
     options: Mapping[str, Any]
@@ -38,6 +40,11 @@ class BatchSettings:
     special: bool = False
     tools: Sequence[Definition] = ()
     tool_choice: str = AUTO
+    made_with: str = ""
+
+    def with_model(self, *facts: object) -> Self:
+        """The same with its hash. facts: what else answers depend on."""
+        return replace(self, made_with=hashlib.sha256(repr((self, facts)).encode()).hexdigest()[:8])
 
 
 @dataclass(frozen=True)
@@ -52,10 +59,7 @@ class Answered:
 
 @dataclass
 class Work:
-    """A line and what came of its requests so far: texts by their place, or vectors, or an error.
-
-    open: requests without any of these.
-    """
+    """A line and the results of its requests so far. open: requests without a result. texts: by the choice's index."""
 
     line: InputLine
     asked: Asked | None = None
@@ -66,22 +70,22 @@ class Work:
 
     @property
     def custom_id(self) -> str | None:
-        """The line's own name for its answer, else its number."""
+        """The line's own id for its answer, else one of its number."""
         given = self.line.fields.get("custom_id") if isinstance(self.line.fields, dict) else None
         return given if isinstance(given, str) else f"line-{self.line.number}"
 
     @property
     def interrupted(self) -> bool:
-        """Whether a text was cut off, so that the line counts as not answered."""
+        """Whether Ctrl-C cut a text off, so that the line counts as not answered."""
         return any(text.finished.reason == "interrupt" for text in self.texts.values())
 
-    def answered(self, model: str) -> Answered:
-        """What came of it, once no request is open."""
+    def answered(self, model: str, made_with: str) -> Answered:
+        """Its answer, once no request is open. made_with: see `BatchSettings`."""
         tokens = sum(text.finished.usage.completion_tokens for text in self.texts.values())
-        return Answered(self.line.number, json_line(self._record(model)), self.error is not None, tokens)
+        return Answered(self.line.number, json_line(self._record(model, made_with)), self.error is not None, tokens)
 
-    def _record(self, model: str) -> dict[str, Any]:
-        id = line_id(self.line)
+    def _record(self, model: str, made_with: str) -> dict[str, Any]:
+        id = RecordId(line_id(self.line), made_with)
         if self.vectors is not None:
             return vectors_record(id, self.custom_id, model, self.vectors)
         if self.error is not None or self.asked is None:
@@ -92,7 +96,7 @@ class Work:
 
 
 class Requests:
-    """The requests of lines, as `complete_many` takes them. Only lines that are under way are in memory."""
+    """The requests of lines, as `complete_many` takes them. Only lines with open requests are in memory."""
 
     def __init__(
         self,
@@ -106,13 +110,11 @@ class Requests:
         self._prompting = Prompting(
             lm, settings.options, template, settings.system, settings.special, settings.tools, settings.tool_choice
         )
-        self._open: dict[int, tuple[Work, int]] = {}  # by the index of the request: its line, and which choice it is
+        self._open: dict[int, tuple[Work, int]] = {}  # by index of the request: its line, and the choice
         self._index = 0
 
     def of(self, lines: Iterable[InputLine | None]) -> Iterator[Request | Vectors | GptcliError | None]:
-        """The requests, in the order of the lines; for a line that has none, its vectors or why; None where there is no
-        line yet.
-        """
+        """Requests in the order of the lines; vectors or an error for a line without one, None for no line yet."""
         for line in lines:
             if line is None:
                 yield None
@@ -130,7 +132,7 @@ class Requests:
                 yield request
 
     def finished(self, index: int, answer: Completed | Vectors | GptcliError) -> Work | None:
-        """Takes what came of the request with this index; the line, if that was its last one."""
+        """Takes the result of the request with this index; returns the line if that was its last one."""
         work, choice = self._open.pop(index)
         if isinstance(answer, Completed):
             work.texts[choice] = answer

@@ -1,4 +1,4 @@
-"""`gptcli batch`: answers the requests of a file, and goes on where it ended."""
+"""`gptcli batch`: answers the requests of a file; a further run resumes it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gptcli.cli import options
 from gptcli.cli.arrivals import wait_for
 from gptcli.cli.batch.answer_records import Vectors
 from gptcli.cli.batch.bodies import PlainSettings
-from gptcli.cli.batch.input_lines import InputLine, InputLines
+from gptcli.cli.batch.input_lines import InputLine, InputLines, is_table
 from gptcli.cli.batch.output_file import AnswersFile, StdoutAnswers
 from gptcli.cli.batch.progress import BatchProgress
 from gptcli.cli.batch.requests import Answered, BatchSettings, Requests
@@ -30,7 +30,9 @@ from gptcli.settings import SamplingConfig
 
 _batch_option = panel("Batch")
 
-Input = Annotated[Path, typer.Argument(metavar="IN", help="JSON lines, or CSV by the file's ending; `-` is stdin.")]
+Input = Annotated[
+    Path, typer.Argument(metavar="IN", help="JSON lines, or CSV by the file's ending, .csv or .tsv; `-` is stdin.")
+]
 
 
 @option_group
@@ -99,7 +101,7 @@ def batch(
         raise UsageError("--workers is for --ray")
     if what.retry_failed and str(what.out) == "-":
         raise UsageError("--retry-failed needs a file with answers: -o FILE")
-    if file.suffix.lower() == ".csv" and what.prompt is None:
+    if is_table(file) and what.prompt is None:
         raise UsageError("a CSV file needs --prompt, with {name} where a column's text goes")
     if str(file) != "-" and not file.exists():
         raise InputError(f"cannot open: {file}: No such file or directory")
@@ -125,13 +127,18 @@ def batch(
 
 
 def _run(run: RunOptions, file: Path, what: BatchOptions, settings: BatchSettings) -> None:
-    """Answers what is not answered yet. Raises RequestsFailed at the end if any line failed."""
+    """Answers the lines without an answer. Raises RequestsFailed at the end if any line failed."""
     to_stdout = str(what.out) == "-"
     answers = StdoutAnswers() if to_stdout else AnswersFile.open(what.out, retry_failed=what.retry_failed)
     with ProgressLine(quiet=run.output.quiet) as activity, run.open_model(activity) as lm:
         lines = InputLines(file, run.prompts.max_input, activity.note)
         if answers.torn:
             activity.note(f"an incomplete last line was cut off: {what.out}")
+        runtime = run.runtime.config()
+        how = runtime.dtype, runtime.quantize, runtime.kv, runtime.adapter, run.prompts.chat_template
+        settings = settings.with_model(str(lm.folder.path.resolve()), *how)
+        if answers.made_with - {settings.made_with.encode()}:
+            activity.note(f"another model, or other options, gave answers that {what.out} has: they stay")
         if what.ray is None:
             load_model(lm, activity)
         progress = BatchProgress(lines, activity)
@@ -149,7 +156,7 @@ def _run(run: RunOptions, file: Path, what: BatchOptions, settings: BatchSetting
                     cancelled=cancelled,
                     wait=wait_for(source),
                 )
-                answered = _answered_here(lm, requests, texts)
+                answered = _answered_here(lm, requests, texts, settings.made_with)
             else:
                 from gptcli.cli.batch.ray_workers import answered_by_workers
 
@@ -183,10 +190,13 @@ def _unanswered(
 
 
 def _answered_here(
-    lm: LanguageModel, requests: Requests, texts: Iterator[tuple[int, Completed | Vectors | GptcliError]]
+    lm: LanguageModel,
+    requests: Requests,
+    texts: Iterator[tuple[int, Completed | Vectors | GptcliError]],
+    made_with: str,
 ) -> Iterator[Answered]:
-    """Answers lines with texts of this process; a line that is cut off stays unanswered."""
+    """Answers lines with texts of this process. A line that Ctrl-C cuts off stays unanswered."""
     for index, answer in texts:
         work = requests.finished(index, answer)
         if work is not None and not work.interrupted:
-            yield work.answered(lm.name)
+            yield work.answered(lm.name, made_with)

@@ -59,7 +59,7 @@ def bench(
     from gptcli.runtime.bench import Bandwidth, measure, peak_device_memory, peak_memory
 
     points: list[Point] = []
-    with interruptible() as cancelled:  # without a progress line, which would take time from what is measured
+    with interruptible() as cancelled:  # without a progress line, whose thread would cost time
         engine.prefill([0] * (lengths[-1] + decode_tokens), engine.new_cache(), cancelled=cancelled)
         # The peaks come first: measuring the bandwidth takes memory.
         peaks = {"peak_memory": peak_memory(), "peak_device_memory": peak_device_memory(engine.plan.device)}

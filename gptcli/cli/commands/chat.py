@@ -144,25 +144,25 @@ def chat(
 
 
 def _check_alone(sessions: SessionOptions, prompt: str | None) -> None:
-    """Raises UsageError if there is more to do than to list or to delete."""
+    """Raises UsageError for anything beside --list or --delete."""
     others = (sessions.session, sessions.script, sessions.continue_last or None, sessions.fork or None, prompt)
     if any(other is not None for other in others) or (sessions.list_sessions and sessions.delete is not None):
         raise UsageError("--list and --delete do nothing else: no prompt, and no other option of sessions")
 
 
 def _override(conversation: ChatSession, run: RunOptions) -> None:
-    """Applies options for this call, and those of the configuration file below what the session keeps."""
+    """Applies options for this call; those of the configuration file yield to the session's settings."""
     given = {name: value for name, value in run.given.items() if name not in run.configured}
     defaults = {name: value for name, value in run.given.items() if name in run.configured}
     if defaults.keys() & Switches.__annotations__.keys():
         defaults = run.without_missing_switches(defaults, conversation.template)
-    if "tools" in given:  # of the conversation, as its system message is
+    if "tools" in given:  # kept with the conversation, like its system message
         conversation.offer(given.pop("tools"))
     conversation.override(given, defaults)
 
 
 def _is_at_prompt(run: RunOptions, sessions: SessionOptions, prompt: str | None) -> bool:
-    """Whether a person at a terminal is to be talked with."""
+    """Whether a person at a terminal starts a conversation."""
     nothing_asked = prompt is None and run.prompts.file is None and sessions.script is None and not run.prompts.lines
     return (
         nothing_asked
@@ -195,7 +195,7 @@ def _questions(run: RunOptions, sessions: SessionOptions, prompt: str | None) ->
 
 
 def _next_said(conversation: ChatSession, left: list[str]) -> str | list[str]:
-    """Takes what is said next: a question, or as many answers as the last reply called tools. Raises UsageError."""
+    """Takes the next question, or an answer for each tool that the last reply called. Raises UsageError."""
     calls = conversation.open_calls
     if not calls:
         return left.pop(0)
@@ -214,17 +214,9 @@ def _report(run: RunOptions, conversation: ChatSession, question: str | list[str
 
     lm, settings = conversation.lm, conversation.settings
     messages = conversation.preview(question)
-    prompt = rendered_prompt(lm, messages, conversation.template, **_switches(settings))
+    prompt = rendered_prompt(lm, messages, conversation.template, **conversation.switches)
     sampling = settings.sampling(lm.sampling_defaults)
     print_prompt_report(lm, prompt, settings.record, sampling, settings.stopping, run.output)
-
-
-def _switches(settings: ChatSettings) -> Switches:
-    return {
-        "thinking": settings.thinking,
-        "reasoning_effort": settings.reasoning_effort,
-        "tools": settings.offered,
-    }
 
 
 def _answer_lines(
@@ -241,10 +233,10 @@ def _answer_lines(
 
     def ids_of(text: str) -> Sequence[int]:
         messages = conversation.successor().preview(text)
-        return conversation.template.render(messages, lm.tokenizer, **_switches(settings))
+        return conversation.template.render(messages, lm.tokenizer, **conversation.switches)
 
     use, stopping = conversation.tool_use, settings.stopping
-    if stopping.overflow == "shift":  # whole turns would go, and there is one
+    if stopping.overflow == "shift":  # drops whole turns, and there is only one
         stopping = replace(stopping, overflow="stop")
     write_answers(run, lm, lines, ids_of, [sampling], request_fields(stopping, settings.constraint, use))
     run.print_failures(lm)
@@ -293,17 +285,8 @@ def _written(
     if run.output.as_json:
         lm, settings = conversation.lm, conversation.settings
         sampling = settings.sampling(lm.sampling_defaults)
-        record = sample_record(
-            lm,
-            b"".join(pieces),
-            finished,
-            sampling,
-            settings.stopping,
-            logprobs=False,
-            explain=False,
-            tools=bool(settings.offered),
-        )
-        sink.write(json_line(record))
+        tools = bool(settings.offered)
+        sink.write(json_line(sample_record(lm, b"".join(pieces), finished, sampling, settings.stopping, tools=tools)))
     else:
         write_calls(sink, finished)
     return finished
@@ -313,7 +296,7 @@ def _written(
 def _shown(
     run: RunOptions, conversation: ChatSession, sink: StdoutSink, activity: ProgressLine, pieces: list[bytes]
 ) -> Iterator[Callable[[TextDelta], object]]:
-    """Yields what shows the text: on a terminal as at the prompt, in a pipe as it is; for JSON it goes to `pieces`."""
+    """Yields a function that shows text: as at the prompt on a terminal, raw in a pipe, into `pieces` for JSON."""
     if run.output.as_json:
         yield lambda delta: pieces.append(delta.data)
     elif not sink.is_terminal:
@@ -333,7 +316,7 @@ def _converse(
 ) -> None:
     """Talks with a person at a terminal."""
     from gptcli.cli.repl.command_table import COMMANDS
-    from gptcli.cli.repl.repl import Repl  # its imports take a tenth of a second, which a pipe need not wait for
+    from gptcli.cli.repl.repl import Repl  # imports that take a tenth of a second, needless in a pipe
 
     _ = session.template  # a model without one fails here
     repl = Repl(session, file, template, view, COMMANDS, offline=offline)

@@ -1,4 +1,4 @@
-"""`gptcli generate`: continues a prompt and streams what comes."""
+"""`gptcli generate`: continues a prompt and streams the text."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def generate(
 
 
 def _messages(lm: LanguageModel, system: str | None, text: str, said: Sequence[Message] = ()) -> list[Message]:
-    """The conversation: a system message, unless what was said has one; that; and the text, if there is one."""
+    """The conversation: a system message unless `said` begins with one, `said`, and the text if there is one."""
     system = lm.store.system if system is None else system
     head = [] if system is None or (said and said[0].role == "system") else [Message("system", system)]
     return [*head, *said, *([Message("user", text)] if text else [])]
@@ -145,7 +145,7 @@ def _answer_lines(
 
 
 def _template(run: RunOptions, lm: LanguageModel) -> ChatTemplate | None:
-    """What renders the prompt with --chat. Raises as `RunOptions.template` does, and TemplateError if there is none."""
+    """The template of --chat, None without it. Raises as `RunOptions.template`, and TemplateError if there is none."""
     return (run.template(lm) or lm.template) if run.prompts.chat else None
 
 
@@ -171,7 +171,7 @@ def _check_together(run: RunOptions, samples: int, tools: options.ToolOptions, m
 def _ids(
     run: RunOptions, lm: LanguageModel, template: ChatTemplate | None, messages: Sequence[Message]
 ) -> Sequence[int]:
-    """The prompt's ids: the messages in the template, or without one the user's text as it is."""
+    """The prompt's ids: of the rendered messages, or without a template of the user's text."""
     if template is not None:
         return template.render(messages, lm.tokenizer, **run.switches(template))
     return lm.tokenizer.encode(messages[-1].content, special=run.prompts.special)
@@ -196,7 +196,7 @@ def _report(
 
 @dataclass(frozen=True)
 class _Writer:
-    """Writes samples: the text as it comes or one JSON object, then figures; keeps their tokens for pictures."""
+    """Writes samples: streamed text or a JSON object, then figures. Keeps their tokens for pictures."""
 
     run: RunOptions
     lm: LanguageModel
@@ -265,7 +265,7 @@ class _Writer:
 
 @contextlib.contextmanager
 def _shown(sink: StdoutSink, markdown: bool, views: SampleDisplay) -> Iterator[Callable[[bytes], object]]:
-    """Yields what writes the text. On a terminal the last line is ended, even after an error."""
+    """Yields a function that writes text. On a terminal the last line is ended, even after an error."""
     if markdown and sink.is_terminal and not is_dumb_terminal():
         from gptcli.cli.terminal.background import terminal_background
         from gptcli.cli.terminal.markdown import MarkdownStream

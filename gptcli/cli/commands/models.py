@@ -23,7 +23,7 @@ from gptcli.cli.terminal.stderr import ProgressLine, print_note, size
 from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.terminal.tables import print_records, spelled
 from gptcli.errors import GptcliError, UnsupportedArchitecture, UsageError
-from gptcli.files import read_json
+from gptcli.files import called_gguf, read_json
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import (
     DEFAULT_MODEL,
@@ -108,7 +108,7 @@ def show(name: Name = DEFAULT_MODEL, as_json: options.Json = False) -> None:
     for key, value in facts.items():
         inner = value if isinstance(value, dict) else {"": value}
         for name, item in inner.items():
-            # Also in a pipe a setting with its source is one value, and a number stays a number.
+            # In a pipe, too, a setting and its source are one value; a number stays a number.
             shown = item if isinstance(item, int) else spelled(item)
             rows.append({"": f"{key}.{name}".rstrip("."), "value": shown})
     print_records(rows, as_json=False, row=_fact_row, header=False)
@@ -312,7 +312,9 @@ def _write_gguf(name: str, file: Path, force: bool, quiet: bool, to: str | None)
 
 def _file_name(name: str, suffix: str) -> Path:
     """A file in this directory, for a model's name or path."""
-    return Path(f"{Path(name).name.removesuffix('.gguf').replace(':', '-')}{suffix}.gguf")
+    last = Path(name)
+    stem = last.stem if called_gguf(last.name) else last.name
+    return Path(f"{stem.replace(':', '-')}{suffix}.gguf")
 
 
 def _path(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""`gptcli score`: how probable texts are, line by line or token by token, and which of several continuations is."""
+"""`gptcli score`: how probable texts, lines, tokens and continuations are."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ Files = Annotated[list[Path] | None, typer.Argument(metavar="FILE", help="Texts 
 
 @option_group
 class ScoreOptions:
-    """What is scored of the texts, and how."""
+    """The parts of a text that are scored, and how."""
 
     stride: Annotated[
         int | None,
@@ -108,7 +108,7 @@ def score(
         elif what.lines:
             for source in sources:
                 for lines in blocks_of_lines(source, scorer.decoding, prompts.max_input):
-                    activity.close()  # lines may come slowly, and what comes of them is the progress
+                    activity.close()  # the answers to lines show the progress
                     for answer in scorer.chosen_lines(lines, choices) if choices else scorer.scored_lines(lines):
                         sink.write(answer)
         else:
@@ -117,7 +117,7 @@ def score(
 
 @dataclass(frozen=True)
 class _Scorer:
-    """Scores texts with a loaded model, and writes what comes of it."""
+    """Scores texts with a loaded model, and writes the scores."""
 
     run: RunOptions
     what: ScoreOptions
@@ -186,13 +186,13 @@ class _Scorer:
             yield f"{sortable(probability)}\t{best}\t{line}\n".encode()
 
     def _noted(self, texts: list[str]) -> Iterator[str]:
-        """Those that are not empty."""
+        """The texts that are not empty, after notes on them."""
         for text in filter(None, texts):
             self._note_doubled_bos(text)
             yield text
 
     def _note_doubled_bos(self, text: str) -> None:
-        """Notes, once, a text that begins with BOS and gets another. Only control tokens can be that."""
+        """Notes once that a text begins with BOS and gets another, which only --special can spell."""
         if self.run.prompts.special and not self.noted:
             ids = self.lm.tokenizer.encode(text[:_HEAD], special=True)
             note_doubled_bos(self.lm, ids, self.noted.append)
@@ -218,14 +218,14 @@ class _Scorer:
 
 
 def _prompt_form(what: ScoreOptions) -> str:
-    """What the choices for a line continue, with the line left open."""
+    """The prompt of a line's choices, with `{}` for the line."""
     return LINE if what.prompt is None else argument_text(what.prompt)
 
 
 def _choices(given: list[str] | None) -> list[str]:
-    """The choices between the commas; quotes keep one that has a comma together. Raises UsageError."""
+    """The choices between commas; one in quotes may contain commas. Raises UsageError."""
     try:
-        # A carriage return alone ends no line, though it would for the reader; an argument has no NUL.
+        # csv would end a line at a lone carriage return: NUL, which no argument contains, stands for it.
         texts = [_CARRIAGE_RETURN.sub("\0", argument_text(option)) for option in given or ()]
         rows = [row for text in texts for row in csv.reader([text], strict=True)]
     except csv.Error:
@@ -258,7 +258,7 @@ def _check_together(
 
 
 def _sources(files: list[Path] | None) -> list[Path]:
-    """Where the texts are; raises before a model is loaded for nothing."""
+    """The files of the texts. Raises UsageError or InputError, before a model is loaded."""
     if not files and sys.stdin is not None and sys.stdin.isatty():
         raise UsageError("there is nothing to score", hint="name a file, or use a pipe: printf text | gptcli score")
     if files and list(map(str, files)).count("-") > 1:

@@ -108,17 +108,17 @@ def serve(
 
 
 def served_name(model: str) -> str:
-    """What requests call a model: its name, or the name of its folder or file, but not where that is."""
+    """The name of a model in requests: its own, or that of its folder or file without the path."""
     path = os.path.expanduser(model)
     return Path(path).resolve().name if os.path.exists(path) else model
 
 
 def _opened(run: RunOptions, activity: ProgressLine) -> Prompting:
-    """A model that is to be served, with its chat template and system message. Raises GptcliError."""
+    """A model to serve, with its chat template and system message. Raises GptcliError."""
     lm = run.open_model(activity)
     template = template_of(run, lm)
     if run.prompts.chat_template is not None:
-        template()  # one that cannot be read fails now
+        template()  # fails now if it cannot be read
     return Prompting(lm, run.given, template, run.system())
 
 
@@ -136,10 +136,10 @@ def _run(runs: dict[str, RunOptions], server: ServerOptions, access: AccessOptio
     with ProgressLine(quiet=run.output.quiet) as activity:
         openers = {name: partial(_opened, each, activity) for name, each in runs.items()}
         served = ServedModels(openers, run.note, runner.leave)
-        first, *_ = [served.opened(name) for name in runs]  # what is wrong with a model is said now
+        first, *_ = [served.opened(name) for name in runs]  # a broken model fails now
         load_model(first.lm, activity)
     run.print_failures(first.lm)
-    del first  # so that it can leave the memory
+    del first  # so that its memory can be freed
     service = Service(served, runner, server.max_tokens)
     outlets = Outlets(log=(lambda line: None) if run.output.quiet else print_line, on_bug=_note_bug)
     hosts = {name.lower() for name in (server.host, *(access.allow_host or ()))}
@@ -165,7 +165,7 @@ def _run(runs: dict[str, RunOptions], server: ServerOptions, access: AccessOptio
 
 
 def _note_bug(error: Exception) -> None:
-    """Says that there is a bug, without its message, which may have a request's text in it."""
+    """Reports a bug without its message, which may contain a request's text."""
     if os.environ.get("GPTCLI_DEBUG", "0") not in ("", "0"):
         traceback.print_exception(error)
     print_note(f"internal error: {type(error).__name__}: this is a bug; GPTCLI_DEBUG=1 shows where it is")

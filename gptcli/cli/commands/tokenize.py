@@ -1,4 +1,4 @@
-"""`gptcli tokenize`: shows what a tokenizer makes of texts."""
+"""`gptcli tokenize`: shows the tokens of texts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Files = Annotated[
 
 @option_group
 class InputOptions:
-    """What is tokenized, and how it is read."""
+    """The texts, and how they are read."""
 
     text: Annotated[str | None, _input_option("Take this text instead.")] = None
     chat: Annotated[bool, _input_option("Files are conversations: a JSON list, or a message a line.", "--chat")] = False
@@ -65,7 +65,7 @@ class ViewOptions:
 
 @option_group
 class TaskOptions:
-    """What is done instead of showing tokens."""
+    """Tasks instead of showing tokens."""
 
     decode: Annotated[
         bool, _task_option("The text of ids: arguments, or `-` for stdin; a JSON list too.", "--decode")
@@ -146,7 +146,7 @@ def tokenize(
 
 
 def _mode(files: list[str] | None, given: InputOptions, view: ViewOptions, task: TaskOptions) -> str:
-    """The option that says what to do, or nothing for the usual view. Raises UsageError for what excludes another."""
+    """The option that chooses a view or task, "" for the usual view. Raises UsageError for options that conflict."""
     views = {"--table": view.table, "--tsv": view.tsv, "--ids": view.ids, "--count": view.count, "--stats": view.stats}
     tasks = {
         "--decode": task.decode,

@@ -1,4 +1,4 @@
-"""`gptcli train`: fine-tunes a model, or makes a new one, and goes on where it was stopped."""
+"""`gptcli train`: fine-tunes a model, or makes a new one; --resume continues a run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Data = Annotated[
 
 @option_group
 class DataOptions:
-    """What is learned, and what of it is held out."""
+    """The data of training, and of the held-out loss."""
 
     eval: Annotated[str | None, _data_option("Held-out data. (default: a share of DATA)", metavar="FILE")] = None
     eval_share: Annotated[float, _data_option("The share of DATA that is held out; 0 is none.")] = _DEFAULTS.eval_share
@@ -60,7 +60,7 @@ class DataOptions:
 
 @option_group
 class ModelOptions:
-    """What is trained, and on what."""
+    """The model that is trained, and the device."""
 
     model: Annotated[
         str | None,
@@ -179,7 +179,7 @@ def train(
         raise UsageError("--fsdp needs several processes", "torchrun --nproc-per-node 2 -m gptcli train ... --fsdp")
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # see gptcli/runtime/loader.py
     check_room_for_torch()
-    if asked.fsdp:  # whose weights come and go
+    if asked.fsdp:  # gathers and frees weights all the time
         return_freed_memory()
     else:
         keep_freed_memory()
@@ -209,7 +209,7 @@ def train(
 
 
 def _train(run: Run, activity: ProgressLine, *, as_json: bool) -> None:
-    """Trains to the end; Ctrl-C and other signals leave a checkpoint, and then end the process."""
+    """Trains to the end. A signal, Ctrl-C too, leaves a checkpoint before the process ends."""
     training = run.training
     with stoppable() as stop:
         progress = TrainingProgress(training, activity, as_json=as_json)
@@ -222,7 +222,7 @@ def _train(run: Run, activity: ProgressLine, *, as_json: bool) -> None:
 
 
 def _typed(context: typer.Context) -> set[str]:
-    """The names of the parameters that the command line itself gives."""
+    """The names of the parameters that were typed."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
 
@@ -236,7 +236,7 @@ def _settings(data: Sequence[str], groups: Sequence[Any], typed: set[str]) -> Tr
     if given["new"] is None:
         model = given["model"] or DEFAULT_MODEL
         given["model"] = os.path.abspath(model) if os.path.exists(model) else model
-    elif "model" not in typed:  # it is the environment's
+    elif "model" not in typed:  # from the environment
         given["model"] = None
     given["data"] = tuple(data)
     if kind != "lora":
@@ -251,7 +251,7 @@ def _settings(data: Sequence[str], groups: Sequence[Any], typed: set[str]) -> Tr
 
 
 def _kept(directory: RunDirectory, asked: TrainSettings, typed: set[str], *, resume: bool) -> TrainSettings | None:
-    """The settings of the run in a directory, or those that are asked for; None if the run is finished."""
+    """The settings of the run in a directory, `asked` for a new run, None for a finished one. Raises UsageError."""
     from gptcli.training.run import move_result
 
     record = directory.record
@@ -285,7 +285,7 @@ def _base(
     activity: ProgressLine,
     together: Together,
 ) -> Path:
-    """The folder of the model that is trained, once the first process has made what the run needs."""
+    """The folder of the model that is trained. Waits until the first process has begun the run."""
     from gptcli.training.run import begin
 
     base = None

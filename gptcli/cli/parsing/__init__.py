@@ -1,1 +1,1 @@
-"""How options are declared, read, completed and refused, and what a configuration file says of them."""
+"""Options: declared, read, completed, refused, and set by a configuration file."""

@@ -1,4 +1,4 @@
-"""What bash completes: it splits words at colons, which are in the names of models, such as `ollama:qwen3:0.6b`."""
+"""Completion for bash, which splits words at colons; names of models have them, such as `ollama:qwen3:0.6b`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 
 def complete(answer: Callable[[], object]) -> None:
-    """Runs `answer`, which writes completions to stdout and exits; bash gets what follows the last colon of each."""
+    """Runs `answer`, which writes completions to stdout and exits. For bash, cuts off what precedes the last colon."""
     before = _join_words() if os.environ["_GPTCLI_COMPLETE"] == "complete_bash" else ""
     written = io.StringIO()
     try:
@@ -23,9 +23,9 @@ def complete(answer: Callable[[], object]) -> None:
 
 
 def _join_words() -> str:
-    """Joins the words around colons in what bash says it completes, one a line; returns the last one's up to a colon.
+    """Joins words around colons in bash's variables; returns the last word up to its last colon.
 
-    Bash does not say whether there were blanks beside a colon.
+    Bash does not tell whether blanks stood beside a colon.
     """
     words, current = os.environ.get("COMP_WORDS", "").split("\n"), int(os.environ.get("COMP_CWORD", "0"))
     joined: list[str] = []

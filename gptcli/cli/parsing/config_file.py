@@ -20,7 +20,7 @@ from gptcli.errors import InputError, UsageError
 from gptcli.files import open_regular
 from gptcli.models.catalog import DEFAULT_MODEL
 
-# Those that have a table.
+# The commands that have a table.
 COMMANDS = (
     "generate",
     "chat",
@@ -37,7 +37,7 @@ _VARIABLE = "GPTCLI_CONFIG"
 _CONFIGURED = "gptcli.configured"  # in a context's meta: the names of the parameters that the file gave
 _MODELS = "models"  # [models.NAME] is a model's table
 _LARGEST = 1 << 20  # bytes
-# What one call does, and no other: `--delete` in a file would delete again and again.
+# Options of one call: `--delete` in a file would delete again and again.
 _OF_ONE_CALL = {
     "clear",
     "continue",
@@ -54,7 +54,7 @@ _OF_ONE_CALL = {
     "session",
     "stats-json",
 }
-# An option that was typed leaves no place for these.
+# A typed option overrides the other in the file.
 _EXCLUDED_BY = {"system": "system_file", "system_file": "system"}
 
 
@@ -121,7 +121,7 @@ def config_path() -> Path | None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """What a configuration file says; nothing if there is none and none was asked for. Raises GptcliError."""
+    """A parsed configuration file; empty if there is none and none was asked for. Raises GptcliError."""
     if not os.environ.get(_VARIABLE) and not os.path.lexists(path):
         return {}
     try:
@@ -143,12 +143,12 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _model_table(tables: Mapping[str, Any], ctx: typer.Context, path: Path) -> dict[str, Any]:
-    """The table of the model that a command runs; nothing where a session may name another."""
+    """The table of the model that a command runs; empty if a session may name another."""
     for table in tables.values():
         if not isinstance(table, dict) or "model" in table:
             raise UsageError(f"{path}: options of a model go in [{_MODELS}.NAME]; `model` cannot be one")
     name: Any = ctx.params.get("model")
-    if isinstance(name, list):  # of several, none has options of its own
+    if isinstance(name, list):  # several models share their options
         if len(name) > 1:
             return {}
         [name] = name
@@ -160,7 +160,7 @@ def _model_table(tables: Mapping[str, Any], ctx: typer.Context, path: Path) -> d
 
 
 def _options(commands: Iterable[Any]) -> dict[str, tuple[Any, bool]]:
-    """The long options of commands by name; and whether true means on, which it does not in `no-think = true`."""
+    """The long options of commands by name, each with whether true means on: not in `no-think = true`."""
     named = [
         (option.removeprefix("--"), parameter, on)
         for command in commands

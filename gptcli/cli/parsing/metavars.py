@@ -1,4 +1,4 @@
-"""What stands for an option's value in the help and the man pages: FILE, N or its choices, not Python's types."""
+"""The names of options' values in the help and the man pages: FILE, N or the choices, not Python's types."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAMES = {str: "TEXT", int: "N", float: "X", Path: "FILE"}
 
 
 def value_name(annotation: Any) -> str:
-    """The choices of a Literal, or the kind of value; of a list or an optional value, that of the value."""
+    """The choices of a Literal, or the kind of value; lists and optional values are named as their values."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return value_name(parts[0])
@@ -47,7 +47,7 @@ class Group(TyperGroup):
 
 
 def _fit_to_terminal(command: Any, ctx: typer.Context, formatter: Any) -> None:
-    """Names values; leaves frames out, which would cut words, if the terminal is narrow."""
+    """Names values; leaves frames out on a narrow terminal, where they would cut words."""
     _name_values(command, ctx)
     if (columns := terminal_columns()) < _FRAMED:
         command.rich_markup_mode = None
@@ -60,7 +60,7 @@ def _fit_to_terminal(command: Any, ctx: typer.Context, formatter: Any) -> None:
 def _name_values(command: Any, ctx: typer.Context) -> None:
     for parameter in command.get_params(ctx):
         if parameter.param_type_name == "argument":
-            parameter.display_type_rich = lambda ctx: None  # its own name says enough
+            parameter.display_type_rich = lambda ctx: None  # its name suffices
         elif parameter.metavar is None:
             kind = parameter.type_descriptor
             parameter.metavar = "" if parameter.is_flag else "|".join(kind.choices or ()) or value_name(kind.annotation)

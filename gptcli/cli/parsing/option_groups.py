@@ -17,15 +17,15 @@ Selection = Callable[[str], bool]
 def option_group(group: type[_Group]) -> type[_Group]:
     """A frozen dataclass whose fields are options, each `Annotated[type, typer.Option(...)]` with a default.
 
-    It has neither comparison nor repr, which every start of the program would have to compile.
+    It has no comparison and no repr, which would cost time at every start.
     """
     return dataclass(frozen=True, kw_only=True, eq=False, repr=False)(group)
 
 
 def panel(name: str) -> Callable[..., Any]:
-    """Makes the options of one panel of the help: of a help text, flags, and Typer's settings.
+    """Returns a function that declares options of one panel of the help, from a help text, flags and Typer's settings.
 
-    Without flags an option is called as its field, which makes `--x` and `--no-x` of a bool.
+    Without flags an option has the name of its field; a bool gets `--x` and `--no-x`.
     """
 
     def option(help: str, *flags: str, **settings: Any) -> Any:
@@ -53,9 +53,10 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     flat: list[inspect.Parameter] = []
     groups: dict[str, tuple[type, list[str]]] = {}
     for parameter in inspect.signature(command).parameters.values():
-        group, *selections = _unwrapped(hints[parameter.name])
+        hint = hints[parameter.name]
+        group, *selections = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         if not is_dataclass(group):
-            flat.append(parameter.replace(annotation=hints[parameter.name], kind=parameter.KEYWORD_ONLY))
+            flat.append(parameter.replace(annotation=hint, kind=parameter.KEYWORD_ONLY))
             continue
         assert isinstance(group, type)
         all_options = inspect.signature(group, eval_str=True).parameters.values()
@@ -74,7 +75,3 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     flattened.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
     flattened.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]  # which `inspect` reads
     return flattened
-
-
-def _unwrapped(annotation: Any) -> tuple[Any, ...]:
-    return get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)

@@ -1,4 +1,4 @@
-"""Says what is wrong with a command line in gptcli's own words, where Typer has those of three libraries."""
+"""Explains a wrong command line in gptcli's own words; Typer's come from three libraries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 _WANTED = {"int_parsing": "a whole number", "float_parsing": "a number", "bool_parsing": "true or false"}
-# What other programs have beside the commands of `gptcli models`.
+# Commands of other programs that are not among `gptcli models`.
 _ELSEWHERE = {"run": "chat -m", "ls": "models", "list": "models", "version": "--version"}
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
@@ -52,7 +52,7 @@ def _options(command: Any) -> list[str]:
 
 
 def bad_value(error: typer.BadParameter) -> str:
-    """What a value must be, to follow the option's name; from pydantic's account of it, where there is one."""
+    """What a value must be, to follow the option's name in a sentence; from pydantic's error if there is one."""
     validation: Any = error.__cause__
     if not hasattr(validation, "errors"):
         return error.message

@@ -1,4 +1,4 @@
-"""The table on stderr that says why each token was drawn: its rank, the entropy, what the sampling filters left."""
+"""The table of --explain on stderr: each token's rank, the entropy, what the sampling filters left."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KEEP_ALL = ("logit_bias", "penalties", "temperature")  # filters that only chan
 
 
 class ExplainTable:
-    """Prints a row a token: as they come, or after the text if that goes to the same terminal."""
+    """Prints a row for each token: at once, or after the text if that goes to the same terminal."""
 
     def __init__(self, *, at_end: bool) -> None:
         self._at_end = at_end
@@ -28,7 +28,7 @@ class ExplainTable:
             self._print(steps)
 
     def close(self, steps: Sequence[StepLogprobs]) -> None:
-        """Prints the remaining rows of all the sample's tokens, those of a hidden stop text included."""
+        """Prints the rows that are missing. steps: all of the sample, a hidden stop text included."""
         self._print(steps[self._printed :])
 
     def _print(self, steps: Sequence[StepLogprobs]) -> None:
@@ -44,7 +44,7 @@ class ExplainTable:
 
 
 def _cell(effect: FilterEffect) -> str:
-    """Tokens that a filter kept and the probability it removed, or the token's probability after it."""
+    """Tokens that a filter kept and the probability that it removed; without these the token's probability after it."""
     if effect.name in _KEEP_ALL and not effect.removed:
         return f"{f'p {effect.probability:.3f}':>{_CELL}}"
     removed = f" -{effect.removed_probability:.1%}" if effect.removed else ""

@@ -12,7 +12,7 @@ _COLOURS = f"""
 @media (prefers-color-scheme: dark) {{ :root {{ {DARK} --card: #20252b; }} }}
 {"".join(f".s{step.number} {{ background: {step.colour}; color: {step.ink}; }}" for step in STEPS)}
 """
-# Classes of one letter, as every token repeats them: t token, s0 to s4 its shade, u underlined, n mark of a newline,
+# Classes have one letter, since every token repeats them: t token, s0 to s4 its shade, u underlined, n newline's mark,
 # k control token, c card; in a card h heading, r row, d drawn token's row, b bar.
 _STYLE = """
 * { box-sizing: border-box; }
@@ -105,7 +105,7 @@ def _token_group(group: ShadedGroup) -> str:
     classes = "t" if probability is None else f"t {_classes(probability)}"
     classes += " k" if group.look.control else ""
     cards = "".join(map(_card, group.tokens))
-    # A line can break at the space before a word, which is left out of the shade; a token of blanks is all shade.
+    # The space before a word stays outside the shade, so that lines break there; a token of blanks is all shade.
     space, text = (" ", group.text[1:]) if group.text.startswith(" ") and group.text.strip() else ("", group.text)
     return f'{space}<span class="{classes}" tabindex="0">{_with_marks(text)}<span class="c">{cards}</span></span>'
 

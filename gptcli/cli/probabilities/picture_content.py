@@ -14,7 +14,7 @@ from gptcli.cli.terminal.token_flow import spell
 
 LIGHT = "--page: #ffffff; --ink: #1b1f24; --faint: #66707c; --edge: #d5dbe1; --bar: #e8ecf0;"
 DARK = "--page: #14171b; --ink: #e8eaed; --faint: #98a2ad; --edge: #3a424b; --bar: #39424c;"
-_NOT_XML = re.compile("[\ufffe\uffff]")  # what XML cannot spell besides controls and surrogates
+_NOT_XML = re.compile("[\ufffe\uffff]")  # with controls and surrogates, all that XML cannot spell
 
 
 @dataclass(frozen=True)

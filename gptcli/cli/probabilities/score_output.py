@@ -1,4 +1,4 @@
-"""What `gptcli score` writes: tab-separated lines in a pipe, shaded text on a terminal."""
+"""The output of `gptcli score`: tab-separated lines in a pipe, shaded text on a terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BAR = 20  # columns
 
 
 def sortable(value: float) -> str:
-    """A number that `sort -n` understands: without exponent, `nan` for a missing one."""
+    """A number that `sort -n` understands: no exponent; NaN is `nan`."""
     return f"{value:.4f}"
 
 
@@ -28,7 +28,7 @@ def score_line(score: Score, source: str) -> bytes:
 
 
 def token_lines(tokens: Sequence[ShadedToken]) -> bytes:
-    """A line a token in a pipe: log-probability, id and spelling, then spelling and log-probability of alternatives."""
+    """A line for each token, in a pipe: log-probability, id, spelling, then spelling and log-probability of others."""
     lines = []
     for token in tokens:
         values = [sortable(math.nan if token.logprob is None else token.logprob), str(token.id), spell(token.data)]

@@ -68,7 +68,7 @@ class ShadedToken:
 
 @dataclass(frozen=True)
 class ShadedGroup:
-    """The fewest tokens that end where a character ends, nearly always one, and how that looks."""
+    """The fewest tokens that end where a character ends, nearly always one. look: their spelling."""
 
     tokens: tuple[ShadedToken, ...]
     look: Group
@@ -109,14 +109,14 @@ def scored_tokens(score: Score, tokenizer: Tokenizer) -> list[ShadedToken]:
 class EmittedTokens:
     """Follows a generation, and returns each token once its bytes are emitted: a stop text stays hidden.
 
-    Tokens keep the spaces that a tidied text has not. Returns none for a generation that records no steps.
+    Tokens keep the spaces that tidying removes from the text. Without recorded steps there are no tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._pending = deque[ShadedToken]()
-        self._emitted = b""  # what no token has yet
-        self._found = 0  # bytes of the first pending token
+        self._emitted = b""  # bytes that no token has taken
+        self._found = 0  # bytes that the first pending token has taken
 
     def take(self, delta: TextDelta) -> list[ShadedToken]:
         """The tokens that a piece of text completes."""
@@ -131,7 +131,7 @@ class EmittedTokens:
         return tokens
 
     def end(self) -> list[ShadedToken]:
-        """The token that a stop text cuts in two, less the stop text, if there is one."""
+        """The beginning of the token that a stop text cuts in two, if there is one."""
         found, self._found = self._found, 0
         if not found:
             return []
@@ -139,7 +139,7 @@ class EmittedTokens:
         return [replace(token, data=token.data[:found])]
 
     def _is_complete(self, token: ShadedToken) -> bool:
-        """Whether all of a token is emitted, of which it takes its bytes: a control token has none."""
+        """Whether all of a token is emitted; takes its bytes. A control token has none."""
         data, taken = b"" if token.control else token.data, 0
         while self._found < len(data) and taken < len(self._emitted):
             is_tidied_away = data[self._found] == ord(" ") != self._emitted[taken]

@@ -10,14 +10,14 @@ from gptcli.cli.probabilities.picture_content import DARK, LIGHT, Passage, bars,
 from gptcli.cli.probabilities.shaded_tokens import STEPS, ShadedGroup, ShadedToken, step_of
 from gptcli.cli.terminal.columns import fitted, width
 
-# Pixels, at the picture's natural size.
+# In pixels, at the picture's natural size.
 _COLUMNS = 72  # of a line of text
 _ADVANCE = 11.0  # from one column to the next
 _LINE = 38.0
 _MARGIN = 40.0
 _WIDTH = 2 * _MARGIN + _COLUMNS * _ADVANCE
 _CARD, _ROW = 330.0, 22.0  # width of the card shown on hover, height of a row in it
-_MIN_HEIGHT = 360.0  # leaves room for a card above or below any line
+_MIN_HEIGHT = 360.0  # room for a card above or below any line
 
 _STYLE = f"""
 svg {{ color-scheme: light dark; {LIGHT} }}
@@ -48,7 +48,7 @@ class _Piece(NamedTuple):
 
 
 class _Placed(NamedTuple):
-    """A piece's visible text and position. line, column: from 0. columns: its width."""
+    """A piece's visible text and its line and column, from 0. columns: its width."""
 
     piece: _Piece
     text: str
@@ -116,7 +116,7 @@ def _draw(passage: Passage, y: float, elements: list[str], cards: list[str]) -> 
 
 
 def _placed(pieces: Sequence[_Piece]) -> Iterator[_Placed]:
-    """Sets pieces into lines, which break before a word that does not fit, and after a newline."""
+    """Sets pieces into lines, which break after a newline and before a word that does not fit."""
     line = column = 0
     for word in _words(pieces):
         columns = sum(_columns(piece.text) for piece in word) - word[0].text.startswith(" ")

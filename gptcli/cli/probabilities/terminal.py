@@ -17,7 +17,7 @@ _TOKEN_COLUMNS = 16  # at most
 
 
 class ShadedText:
-    """Draws a text on the terminal, token by token as they come."""
+    """Draws a text on the terminal, token by token."""
 
     def __init__(self, sink: StdoutSink) -> None:
         self._sink = sink

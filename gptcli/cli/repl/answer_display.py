@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gptcli.cli.terminal.markdown import MarkdownStream
 
 _DIM, _NOT_DIM = "\x1b[2m", "\x1b[22m"
-SHOW_THINKING = "show_thinking"  # what /set calls `thoughts`
+SHOW_THINKING = "show_thinking"  # the name of `thoughts` in /set
 
 
 @dataclass
@@ -37,9 +37,9 @@ class DisplaySettings:
 
 
 class AnswerDisplay:
-    """Shows a session's next answer on the terminal, and `progress` until there is something to show.
+    """Shows a session's next answer on the terminal; `progress` until its first text.
 
-    background: knows the terminal's; None asks for it.
+    background: returns the terminal's; None asks the terminal.
     """
 
     def __init__(
@@ -102,20 +102,18 @@ class AnswerDisplay:
             self._markdown.write(text)
 
     def _enter_thoughts(self) -> None:
-        if self._in_thoughts:
-            return
-        self._in_thoughts = True
-        self._sink.draw(_DIM if uses_colour(True) else f"{OPENING}\n")
+        if not self._in_thoughts:
+            self._in_thoughts = True
+            self._sink.draw(_DIM if uses_colour(True) else f"{OPENING}\n")
 
     def _leave_thoughts(self) -> None:
-        if not self._in_thoughts:
-            return
-        self._in_thoughts = False
-        self._sink.end_line()
-        self._sink.draw(f"{_NOT_DIM}\n" if uses_colour(True) else f"{CLOSING}\n\n")
+        if self._in_thoughts:
+            self._in_thoughts = False
+            self._sink.end_line()
+            self._sink.draw(f"{_NOT_DIM}\n" if uses_colour(True) else f"{CLOSING}\n\n")
 
 
 def dropped_note(dropped: TurnsDropped) -> str:
-    """What a user is told when the conversation no longer fits."""
+    """The note for a conversation that no longer fits."""
     turns = "turn" if dropped.turns == 1 else f"{dropped.turns} turns"
     return f"the context is full: the model no longer sees the oldest {turns}"

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from gptcli.cli.terminal.stderr import ProgressLine
 from gptcli.language_model import LanguageModel
 
-_POLL_S = 0.05  # between two checks whether the wait was stopped
+_POLL_S = 0.05  # between checks whether the wait was stopped
 
 
 class BackgroundLoad:
     """A model being loaded. Nothing else may use its engine before `wait` has returned true.
 
-    failure: the error that ended loading. The thread calls `changed` when there is something new to show, and `failed`
-    with the failure.
+    failure: the error that ended loading. The thread calls `changed` when `share` has changed, and `failed` with the
+    failure.
     """
 
     def __init__(self, lm: LanguageModel, changed: Callable[[], object], failed: Callable[[Exception], object]) -> None:

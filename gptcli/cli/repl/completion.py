@@ -72,7 +72,7 @@ def settings(argument: str) -> Iterable[str]:
 
 def models(argument: str) -> Iterable[str]:
     """Models on this machine, and paths."""
-    return [*(model.name for model in local_models()), *(_paths(argument) if argument else ())]
+    return [*(model.name for model in local_models()), *(paths(argument) if argument else ())]
 
 
 def sessions(argument: str) -> Iterable[str]:
@@ -80,20 +80,15 @@ def sessions(argument: str) -> Iterable[str]:
     return session_names()
 
 
-def paths(argument: str) -> Iterable[str]:
-    """Files and directories."""
-    return _paths(argument)
-
-
 def exports(argument: str) -> Iterable[str]:
     """Export formats and paths."""
     form, blank, start = argument.partition(" ")
-    return [f"{form} {path}" for path in _paths(start)] if blank else ("md", "json", *_paths(argument))
+    return [f"{form} {path}" for path in paths(start)] if blank else ("md", "json", *paths(argument))
 
 
-def _paths(start: str) -> list[str]:
-    """Files and directories whose paths start like this, directories with a slash."""
-    directory, name = os.path.split(start)
+def paths(argument: str) -> list[str]:
+    """Files and directories whose paths begin with the argument; directories end with a slash."""
+    directory, name = os.path.split(argument)
     found = []
     with os.scandir(os.path.expanduser(directory or ".")) as entries:
         for entry in entries:

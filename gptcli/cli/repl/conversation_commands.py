@@ -24,8 +24,8 @@ from gptcli.cli.terminal.stdout import clean
 from gptcli.errors import InputError, ModelNotFound, OutputError, UsageError
 from gptcli.language_model import ChatSession
 from gptcli.models.catalog import SEE_MODELS, local_models
-from gptcli.text.messages import Role, as_json, as_markdown, code_blocks
-from gptcli.tools.definitions import parse_tools, tool_name, tool_parameters
+from gptcli.text.messages import as_json, as_markdown, code_blocks
+from gptcli.tools.definitions import parse_tools, tool_name, tool_properties
 
 _EXPORTS = {"md": as_markdown, "json": as_json}
 
@@ -75,7 +75,7 @@ def system(repl: ReplControls, text: str) -> None:
 
 
 def read_file(repl: ReplControls, argument: str) -> None:
-    """Sends the text of a file, and after it what is asked of it. A path with blanks is in quotes."""
+    """Sends the text of a file, and a question after it. A path with blanks is in quotes."""
     words = shlex.shlex(typed := io.StringIO(argument), posix=True)
     words.whitespace_split, words.commenters = True, ""
     try:
@@ -92,7 +92,7 @@ def read_file(repl: ReplControls, argument: str) -> None:
 
 
 def change_setting(repl: ReplControls, argument: str) -> None:
-    """Shows or changes settings, that of the display among them."""
+    """Shows or changes settings, /set show_thinking too."""
     name, _, text = argument.removeprefix("parameter ").partition(" ")  # `parameter`: Ollama's spelling
     name, text = name.replace("-", "_"), text.strip()
     if name == SHOW_THINKING:
@@ -109,7 +109,7 @@ def change_setting(repl: ReplControls, argument: str) -> None:
 
 
 def _origin(repl: ReplControls, name: str) -> str:
-    """Who gave a setting, which tells how long it stays."""
+    """Where a setting comes from, which tells how long it stays."""
     if name == SHOW_THINKING:
         return "default" if repl.display.thoughts else "this call"
     return {"option": "this call", "file": "configuration file"}.get(origin := repl.session.origin(name), origin)
@@ -144,7 +144,7 @@ def tools(repl: ReplControls, argument: str) -> None:
         note_unheld(repl.session.tool_use, print_prompt_note)
     for tool in repl.session.settings.tools:
         about = excerpt(tool["function"].get("description", ""), 60)
-        repl.say(f"{tool_name(tool)}({', '.join(tool_parameters(tool).get('properties', {}))})  {about}".rstrip())
+        repl.say(f"{tool_name(tool)}({', '.join(tool_properties(tool))})  {about}".rstrip())
     if not repl.session.settings.tools:
         repl.say("no tools; /tools FILE takes those of a file")
 
@@ -283,7 +283,10 @@ def export(repl: ReplControls, argument: str) -> None:
 
 def copy_answer(repl: ReplControls, what: str) -> None:
     """Copies the last answer without its thoughts, or the code in it, to the clipboard."""
-    answer = without_thoughts(_last_message(repl, "assistant"), inside=opens_thoughts(repl.session))
+    answers = [message.content for message in repl.session.messages if message.role == "assistant"]
+    if not answers:
+        raise UsageError("there is nothing yet")
+    answer = without_thoughts(answers[-1], inside=opens_thoughts(repl.session))
     if what not in ("", "code"):
         raise UsageError(f"copy what? nothing or code, not {what}")
     if what:
@@ -297,14 +300,6 @@ def context(repl: ReplControls, _: str) -> None:
     """Shows how full the context is."""
     used, size = repl.session.used, repl.session.lm.ctx_size
     repl.say(f"{used} of {size} tokens of context in use, {size - used} free; {_turn_count(repl.session)}")
-
-
-def _last_message(repl: ReplControls, role: Role) -> str:
-    """The last message of a role. Raises UsageError if there is none yet."""
-    for message in reversed(repl.session.messages):
-        if message.role == role:
-            return message.content
-    raise UsageError("there is nothing yet")
 
 
 def _turn_count(session: ChatSession) -> str:

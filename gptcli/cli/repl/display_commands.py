@@ -53,7 +53,7 @@ def probabilities(repl: ReplControls, switch: str) -> None:
 
 
 def stats(repl: ReplControls, switch: str) -> None:
-    """Shows the figures of the last answer; `on` and `off` say whether they come after each."""
+    """Shows the figures of the last answer; `on` shows them after each answer, `off` does not."""
     if switch:
         repl.display.stats = parse_switch(switch)
     finished = repl.session.finished
@@ -82,4 +82,4 @@ def clear(repl: ReplControls, _: str) -> None:
     """Clears the screen."""
     if not is_dumb_terminal():
         shortcuts.clear()
-    repl.say("the conversation goes on; /new begins another")  # where others begin one
+    repl.say("the conversation goes on; /new begins another")  # in other programs /clear begins one

@@ -115,7 +115,7 @@ class LineInput:
             except _Aborted:
                 pass
         if self._killed_by:
-            signal.raise_signal(self._killed_by)  # for the handler that is in force outside of the prompt
+            signal.raise_signal(self._killed_by)  # for the handler outside of the prompt
         assert self._failure
         failure, self._failure = self._failure, None
         raise failure

@@ -1,4 +1,4 @@
-"""Asks the terminal for its background while a conversation goes on: the answer comes among the keys, and is none."""
+"""Asks the terminal for its background at the prompt, and takes the answer out of the keys."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gptcli.cli.terminal.background import (
 
 
 class PromptBackground:
-    """The background of the terminal at the prompt. Nothing waits for it: answers are drawn with what is known then.
+    """The background of the terminal at the prompt. Drawing never waits for it.
 
     input: the keyboard, unechoed from here on. Raises UsageError for an unknown GPTCLI_THEME.
     """
@@ -31,16 +31,16 @@ class PromptBackground:
         if self._chosen is None and isinstance(input, Vt100Input) and may_ask():
             self._answers = answers = BackgroundAnswers()
             read = input.stdin_reader.read
-            # prompt_toolkit would take the answer for keys, and has no hook before it: its method is replaced.
+            # prompt_toolkit would take the answer for keys and has no hook here, so its method is replaced.
             input.stdin_reader.read = lambda count=1024: answers.without(read(count))  # type: ignore[method-assign]
             ask_background()
 
     def colour(self) -> Rgb | None:
-        """The background as far as it is known now."""
+        """The background, None while it is unknown."""
         return self._chosen or (self._answers and self._answers.colour) or background_of_environment()
 
     def wait(self, seconds: float) -> None:
-        """Waits for the answer, at most until so many seconds after the question. Keys go to the next prompt."""
+        """Waits for the answer until `seconds` after the question. Keys go to the next prompt."""
         while self._answers and not self._answers.done and (left := seconds - self._answers.age) > 0:
             if select.select([self._input.fileno()], [], [], left)[0]:
                 store_typeahead(self._input, get_typeahead(self._input) + self._input.read_keys())

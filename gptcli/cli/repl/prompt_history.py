@@ -1,4 +1,4 @@
-"""What was typed at the prompt, in a file that several processes can append to at once."""
+"""The history of the prompt, in a file that several processes append to at once."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ _NEWEST = 4 << 20  # bytes read from the file's end: some ten thousand entries
 class PromptHistory(History):
     """One JSON string a line, each written at once, so that processes side by side lose none.
 
-    prompt_toolkit's FileHistory writes an entry in pieces, to a file that everybody can read. If the file cannot be
-    used, `warn` is told once, and the history ends with the process; so it does with kept=False.
-
-    pastes: folds long entries; the file has them whole.
+    prompt_toolkit's FileHistory writes an entry in pieces, to a file that everybody can read. warn: called once if the
+    file cannot be used. Then, and with kept=False, the history ends with the process. pastes: folds long entries, which
+    the file has whole.
     """
 
     def __init__(self, warn: Callable[[str], object], *, kept: bool = True) -> None:

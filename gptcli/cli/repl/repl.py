@@ -21,7 +21,7 @@ from gptcli.cli.run_options import note_template_with_doubled_bos
 from gptcli.cli.terminal.capabilities import is_dumb_terminal
 from gptcli.cli.terminal.columns import excerpt, packed, terminal_columns, wrapped
 from gptcli.cli.terminal.signals import stoppable
-from gptcli.cli.terminal.stderr import ProgressLine, note_failures, print_error, stats_line
+from gptcli.cli.terminal.stderr import ProgressLine, print_error, stats_line
 from gptcli.cli.terminal.stderr import print_prompt_note as print_note
 from gptcli.cli.terminal.stdout import StdoutSink, clean
 from gptcli.cli.terminal.type_ahead import CbreakTerminal
@@ -33,7 +33,7 @@ from gptcli.text.chat_template import ChatTemplate
 from gptcli.tools.definitions import ToolCall
 
 _METER = 10  # characters
-_FIRST_ANSWER_S, _LAST_ANSWER_S = 0.1, 0.5  # of the terminal, after it was asked for its background
+_FIRST_ANSWER_S, _LAST_ANSWER_S = 0.1, 0.5  # longest waits for the terminal's background
 
 
 class Repl:
@@ -67,7 +67,7 @@ class Repl:
         self._used = 0  # tokens of the context
         self._warned_unsaved = False
         self._noted_failures: list[str] = []
-        self._unanswered: tuple[ToolCall, ...] = ()  # calls that the user does not want to answer
+        self._unanswered: tuple[ToolCall, ...] = ()  # calls that the user left unanswered
         self._unsaved: list[SessionFile] = []  # of earlier conversations
 
     def run(self) -> None:
@@ -90,7 +90,7 @@ class Repl:
             file.check_written()
 
     def say(self, text: str) -> None:
-        """Writes a message of ours, in lines that fit."""
+        """Writes a message of gptcli, in lines that fit."""
         columns = terminal_columns()
         self._sink.write("".join(f"{wrapped(line, columns)}\n" for line in text.split("\n")).encode())
 
@@ -175,7 +175,7 @@ class Repl:
         self.session, self.file, self._warned_unsaved = session, file, False
 
     def _drop_emptied(self) -> None:
-        """Deletes the file of a conversation of which everything was taken back."""
+        """Deletes the file of a conversation whose messages were all taken back."""
         if self.file is not None and not self._is_begun and any(each["type"] == "message" for each in self.file.events):
             self.file.delete()
 
@@ -186,11 +186,11 @@ class Repl:
 
     @property
     def _is_begun(self) -> bool:
-        """Whether anything was said that was not taken back."""
+        """Whether there is a message that was not taken back."""
         return any(message.role == "user" for message in self.session.messages) or self.session.unanswered is not None
 
     def show_last_turn(self) -> None:
-        """Shows the last question and what came of it, tools' calls and answers included, or that it has no answer."""
+        """Shows the last turn, with the calls of tools and their answers, or that it has no answer."""
         messages = self.session.messages
         asked = max((index for index, each in enumerate(messages) if each.role == "user"), default=len(messages))
         for message in messages[asked:]:
@@ -282,7 +282,8 @@ class Repl:
         if self.display.stats:
             print_note(stats_line(finished, self.session.lm.ctx_size))
         new = [failure for failure in self.session.lm.failures if failure not in self._noted_failures]
-        note_failures(new, print_note)
+        for failure in new:
+            print_note(failure)
         self._noted_failures += new
         self.say("")
         problem = self.file.problem if self.file else None

@@ -1,4 +1,4 @@
-"""What a slash command is, what it may do, and how a typed name finds it."""
+"""Slash commands: a row of the table, what a command can do, how a typed name is found."""
 
 # `Repl` has the docstrings of `ReplControls`.
 # ruff: noqa: D102
@@ -23,7 +23,7 @@ class Leave(Exception):
 
 
 class ReplControls(Protocol):
-    """What a command sees of the conversation at the prompt, and can do to it."""
+    """The conversation at the prompt, as commands see and change it."""
 
     session: ChatSession
     file: SessionFile | None
@@ -42,10 +42,10 @@ class ReplControls(Protocol):
 
 @dataclass(frozen=True)
 class Command:
-    """A row of the command table: `/name arguments` does what `help` says, as in `example`.
+    """A row of the command table. arguments, help, example: for /help.
 
-    run: takes the argument as typed, "" if there is none. values: completions for the argument typed so far. aliases:
-    other names, which other programs use.
+    run: takes the typed argument, "" if there is none. values: completions of the argument typed so far. aliases: names
+    in other programs.
     """
 
     name: str

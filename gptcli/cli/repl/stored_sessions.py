@@ -1,4 +1,4 @@
-"""Stored sessions, as the command line opens and lists them."""
+"""Opens and lists stored sessions for the command line."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from gptcli.cli.terminal.tables import print_records
 from gptcli.errors import InputError, OutputError
 
 _SHORT, _LONG = ("name", "modified"), ("name", "modified", "turns", "model")
-_QUESTION = 24  # columns of a question that says enough
+_QUESTION = 24  # least columns of a question
 
 _Events = Sequence[Mapping[str, Any]]
 
 
 @contextlib.contextmanager
 def opened(name: str | None, last: bool, fork: bool, at_prompt: bool) -> Iterator[tuple[SessionFile | None, _Events]]:
-    """The file that keeps the session, if any, and the session's events so far.
+    """Yields the session's file, None if it is not kept, and its events so far.
 
-    name: the session's; None is a new one, stored only at the prompt. last: the session used last. fork: a copy of it.
+    name: None is a new session, kept only at the prompt. last: takes the session used last. fork: goes on with a copy.
     Raises OutputError at the end if the file could not be written.
     """
     if last:
@@ -66,14 +66,14 @@ def print_sessions(as_json: bool) -> None:
 
 
 def _columns(sessions: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """What is shown before the questions: less on a narrow terminal, so that a session is one line."""
+    """The fields shown before the questions: fewer on a narrow terminal, so that a session is one line."""
     room = terminal_columns() - _QUESTION
     choices = (_LONG[:count] for count in range(len(_LONG), len(_SHORT), -1))
     return next((columns for columns in choices if _taken(sessions, columns) <= room), _SHORT)
 
 
 def _taken(sessions: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> int:
-    """Columns of the terminal that these take, with the gaps after them."""
+    """Columns of the terminal that fields take, with the gaps after them."""
     return sum(2 + max([width(key), *(width(str(session[key])) for session in sessions)]) for key in columns)
 
 

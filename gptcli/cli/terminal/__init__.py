@@ -1,1 +1,1 @@
-"""What is written to a terminal, and what it sends."""
+"""Output to a terminal, and input from it."""

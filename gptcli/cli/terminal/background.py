@@ -16,7 +16,7 @@ from gptcli.errors import UsageError
 
 Rgb = tuple[float, float, float]  # each from 0 to 1
 
-# Themes differ: these are the least favourable backgrounds of each kind, a greyish dark and a greyish light one.
+# Themes differ: these greyish ones are the least favourable dark and light backgrounds.
 _DARK: Rgb = (0.18, 0.2, 0.25)
 _LIGHT: Rgb = (0.92, 0.92, 0.92)
 _BLACK: Rgb = (0, 0, 0)
@@ -25,8 +25,8 @@ _LEVELS = tuple(level / 255 for level in (0, 95, 135, 175, 215, 255))
 _CONTRAST = 5.0  # WCAG AA asks for 4.5; rich rounds greys
 _ANSWER_S = 0.1
 _LATE_S = 3.0
-# What is the background (OSC 11), and which terminal is this (DA1)? Nearly all terminals answer the second question, so
-# that its answer tells that the first gets none.
+# Asks for the background (OSC 11), then for the terminal's kind (DA1). Nearly all terminals answer the second: once
+# they have, no answer to the first will come.
 _QUESTION = b"\x1b]11;?\x1b\\\x1b[c"
 _ANSWER = re.compile(
     r"\x1b\]11;(?:rgba?:([0-9a-f]+)/([0-9a-f]+)/([0-9a-f]+)[^\x07\x1b]*)?(?:\x07|\x1b\\)|(\x1b\[\?[\d;]*c)",
@@ -36,9 +36,9 @@ _BEGINNING = re.compile(r"\x1b(?:\](?:1(?:1[^\x07\x1b]*\x1b?)?)?|\[(?:\?[\d;]*)?
 
 
 class BackgroundAnswers:
-    """Takes the terminal's answers out of what it sends, whenever they come.
+    """Takes the terminal's answers out of its input, whenever they come.
 
-    colour: the background, None while it is unknown. done: whether no more answers are to come.
+    colour: the background, None while it is unknown. done: whether no more answers will come.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class BackgroundAnswers:
         self._pending = ""
 
     def without(self, text: str) -> str:
-        """The next input less answers; their possible beginning at its end waits for more."""
+        """The next input less answers. A possible beginning of one at its end waits for more input."""
         text = _ANSWER.sub(self._take, self._pending + text)
         self._pending = ""
         if not self.done and self.age < _LATE_S and (beginning := _BEGINNING.search(text)):
@@ -73,7 +73,7 @@ class BackgroundAnswers:
 
 @cache
 def terminal_background() -> Rgb | None:
-    """The background as the environment or the terminal tells it; None if neither does.
+    """The background that the environment or the terminal tells; None if neither does.
 
     Waits a tenth of a second at most. Raises UsageError for an unknown GPTCLI_THEME.
     """
@@ -115,13 +115,13 @@ def may_ask() -> bool:
 
 
 def ask_background() -> None:
-    """Sends the question. Nothing that comes on stdin may be echoed from here on."""
+    """Sends the question. From here on the terminal must not echo its input."""
     with contextlib.suppress(OSError):  # the terminal may be gone
         os.write(sys.stdout.fileno(), _QUESTION)
 
 
 def _await_answers(descriptor: int, answers: BackgroundAnswers) -> None:
-    """Asks, and reads answers unechoed; what was typed before, for the shell, is not read."""
+    """Asks, and reads answers unechoed. Asks nothing if keys were typed: they are for the shell."""
     import termios  # not on Windows, where nothing is asked
 
     with contextlib.suppress(OSError, termios.error):
@@ -142,7 +142,7 @@ def _await_answers(descriptor: int, answers: BackgroundAnswers) -> None:
 
 @lru_cache(maxsize=256)
 def readable(colour: str, background: Rgb | None) -> str:
-    """The nearest lightness of a colour that reads well on a background; on black and white alike if that is unknown.
+    """A colour in the nearest lightness that reads well on a background; on black and white if it is unknown.
 
     colour: `#rrggbb`.
     """

@@ -62,11 +62,11 @@ class Blocks:
         return SyntaxTreeNode(self._parser.parse(text)).children
 
     def draw(self, nodes: Iterable[SyntaxTreeNode]) -> list[Text]:
-        """The lines of blocks, with a blank line between two. Only lines of code may be wider than the console."""
+        """The lines of blocks, with a blank line between blocks. Only lines of code may be wider than the console."""
         return self._stacked(nodes, min(_COLUMNS, self._console.width))
 
     def faint(self, text: str) -> Text:
-        """A text that stays in the background, but can be read."""
+        """A text in a faint but readable colour."""
         return Text().append(text, self._faint)
 
     def _stacked(self, nodes: Iterable[SyntaxTreeNode], columns: int, *, spaced: bool = True) -> list[Text]:

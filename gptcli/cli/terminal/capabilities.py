@@ -1,4 +1,4 @@
-"""What the terminal can show."""
+"""What the terminal can do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def is_dumb_terminal() -> bool:
-    """Whether the terminal obeys no escape sequences, so that nothing on it can be erased."""
+    """Whether the terminal obeys no escape sequences, so that it cannot erase."""
     return os.environ.get("TERM", "dumb") == "dumb"
 
 

@@ -46,10 +46,7 @@ def packed(words: Iterable[str], gap: str, columns: int) -> Iterator[list[str]]:
 
 
 def wrapped(text: str, columns: int) -> str:
-    """A text with line breaks between words, but not within `a command`, which is there to be copied.
-
-    All lines are indented as the first.
-    """
+    """A text with line breaks between words, none within `a command`. All lines are indented as the first."""
     if width(text) <= columns:
         return text
     indent = text[: len(text) - len(text.lstrip())]
@@ -58,7 +55,7 @@ def wrapped(text: str, columns: int) -> str:
 
 
 def hanging(head: str, text: str, columns: int) -> str:
-    """A text after a head; its further lines are indented to its first."""
+    """A text after a head; its lines are aligned."""
     start = width(head)
     return head + wrapped(text, columns - start).replace("\n", "\n" + " " * start)
 

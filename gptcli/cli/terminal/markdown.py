@@ -30,9 +30,9 @@ _UP: _Code = (ControlType.CURSOR_UP, 1)
 
 
 class MarkdownStream:
-    """Takes text, draws Markdown blocks on stdout. A wrong guess about the open block vanishes when it is redrawn.
+    """Takes text, draws Markdown blocks on stdout, and redraws the open block with a line below that names Ctrl-C.
 
-    background: the terminal's; None if it is unknown. Below the open block a line says how to stop.
+    background: the terminal's; None if it is unknown.
     """
 
     def __init__(self, console: Console | None = None, background: Rgb | None = None) -> None:
@@ -65,16 +65,16 @@ class MarkdownStream:
         latest = self._print_finished()
         lines = self._drawn(latest)[self._printed :]
         newest = self._newest([*lines, self._blocks.faint(STOP_HINT)])
-        # Lines of code that scroll off the screen are final, and are printed; other blocks can change from the start.
+        # Lines of code that scroll off the screen are final and printed; in other blocks every line can still change.
         final = lines[: len(lines) + 1 - len(newest)][: len(lines) - 1] if latest and latest[0].type == "fence" else []
         self._printed += len(final)
         self._show(final, newest)
         ended = time.monotonic()
-        # A long block is slow to draw, and is drawn less often: the model needs the processor.
+        # A long block is slow to draw, so it is drawn less often: the model needs the processor.
         self._next_frame = ended + max(_FRAME_S, _REST * (ended - begun))
 
     def _print_finished(self) -> list[SyntaxTreeNode]:
-        """Prints all blocks but the last, which alone can still change. Returns that, if there is one."""
+        """Prints all blocks but the last, which can still change. Returns the last, if there is one."""
         blocks = self._blocks.parse(self._open)
         if len(blocks) > 1 and blocks[-1].map:
             self._print(blocks[:-1])
@@ -82,7 +82,7 @@ class MarkdownStream:
         return blocks[-1:]
 
     def _print(self, blocks: Sequence[SyntaxTreeNode]) -> None:
-        """Prints blocks for good instead of the live lines."""
+        """Replaces the live lines by blocks that stay."""
         lines = self._drawn(blocks)
         self._show(lines[self._printed :], [])
         self._printed = 0
@@ -109,13 +109,13 @@ class MarkdownStream:
             segments.pop()
         # Cleaned again: HTML entities can spell control characters.
         cleaned = [Segment(clean(text), style) for text, style, _ in segments]
-        # The width is taken before: a window that shrinks just after the drawing has not wrapped these lines.
+        # The width before drawing: a window that shrinks just afterwards has not wrapped these lines.
         self._live, self._width = live, self._console.width
         # Not cropped: the terminal wraps long lines of code, so that they can be copied whole.
         self._console.print(Control(*erase), Segments(cleaned), end="", sep="", crop=False)
 
     def _rows_shown(self) -> int:
-        """Rows that the live lines take now: others than when they were drawn if the terminal has rewrapped them."""
+        """Rows that the live lines take now, which the terminal may have rewrapped."""
         rewraps = any(name in os.environ for name in _REWRAPS)
         return sum(_rows(line, self._console.width if rewraps else self._width) for line in self._live)
 

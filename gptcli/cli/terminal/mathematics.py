@@ -8,7 +8,7 @@ from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock
 from markdown_it.rules_inline import StateInline
 
-# As in pandoc, no blank stands inside a single dollar, and no digit after it: `$5 and $10` are prices.
+# As in pandoc, no blank stands just inside single dollars, and no digit after them: `$5 and $10` are prices.
 _INLINE = re.compile(
     r"\\\(.+?\\\) | \\\[.+?\\\] | \$\$.+?\$\$ | \$(?![\s$]) [^$`]*? (?<![\s\\]) \$(?![\d$])", re.DOTALL | re.VERBOSE
 )
@@ -16,7 +16,7 @@ _DISPLAY = {r"\[": r"\]", "$$": "$$"}
 
 
 def keep_mathematics(parser: MarkdownIt) -> None:
-    """Makes a parser take formulas as text, and those on lines of their own as `math_block`."""
+    """Makes a parser take formulas as text, and formulas on lines of their own as `math_block`."""
     parser.inline.ruler.before("escape", "mathematics", _inline)
     interrupted = ["paragraph", "reference", "blockquote", "list"]
     parser.block.ruler.before("fence", "mathematics", _block, {"alt": interrupted})

@@ -22,16 +22,16 @@ class Killed(BaseException):
 
 
 def die_by(signum: int) -> NoReturn:
-    """Ends the process by a signal."""
+    """Ends the process by a signal's default action."""
     signal.signal(signum, signal.SIG_DFL)
     os.kill(os.getpid(), signum)
     os._exit(128 + signum)  # only where the signal does not end the process
 
 
 def handle(handler: _Handler, *names: str) -> dict[int, signal._HANDLER]:
-    """Installs a handler for the named signals that exist here and are not ignored. Returns the previous handlers.
+    """Installs a handler for signals by name. Returns the previous handlers by number.
 
-    SIGHUP is ignored under nohup, SIGINT in the background of a script.
+    Signals that the platform lacks or that are ignored stay so: SIGHUP under nohup, SIGINT in a script's background.
     """
     before = {int(number): signal.getsignal(number) for name in names if (number := getattr(signal, name, None))}
     replaced = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
@@ -53,7 +53,7 @@ def handled(handler: _Handler, *names: str) -> Iterator[None]:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Yields whether Ctrl-C was pressed within the block, so that the text so far is kept; a second one raises."""
+    """Yields a function that tells whether Ctrl-C was pressed within the block. A second Ctrl-C raises."""
     pressed = False
 
     def press(signum: int, frame: FrameType | None) -> None:
@@ -80,7 +80,7 @@ class Stop:
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:
-    """Signals within the block only set what is yielded; a deadly one is raised again after the block.
+    """Signals within the block only set the yielded `Stop`; SIGTERM and SIGHUP are raised again after the block.
 
     The third of a kind raises at once, even if the answer is lost.
     """
@@ -105,10 +105,10 @@ def stoppable() -> Iterator[Stop]:
 
 @contextmanager
 def deadly(tidy: Callable[[], object]) -> Iterator[None]:
-    """Signals within the block end the process at once, after `tidy`, also in the middle of native code.
+    """Signals within the block end the process at once, after `tidy`, even in native code.
 
-    For loading and scoring, when only the terminal needs tidying: imports such as numpy's swallow exceptions that a
-    signal handler raises.
+    For loading and scoring, when only the terminal needs tidying. An exception would not do: imports such as numpy's
+    swallow those that a signal handler raises.
     """
 
     def die(signum: int, frame: FrameType | None) -> NoReturn:
@@ -121,7 +121,7 @@ def deadly(tidy: Callable[[], object]) -> Iterator[None]:
 
 @contextmanager
 def _watched(tidy: Callable[[], object]) -> Iterator[None]:
-    """Ends the process as `deadly` says from a thread: the main one runs no handler before native code returns."""
+    """Does the same from a thread: the main thread runs no handler before native code returns."""
     if os.name == "nt":
         yield
         return
@@ -132,7 +132,7 @@ def _watched(tidy: Callable[[], object]) -> Iterator[None]:
     before = signal.set_wakeup_fd(arrives, warn_on_full_buffer=False)
 
     def watch() -> None:
-        while signum := os.read(received, 1)[0]:  # 0 once the block has ended: a fork may keep the pipe open
+        while signum := os.read(received, 1)[0]:  # 0 ends the thread: a fork may keep the pipe open
             if signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 tidy()
                 ctypes.CDLL(None).signal(signum, 0)  # SIG_DFL, which Python lets only the main thread set

@@ -10,7 +10,7 @@ import itertools
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Self
 
 from gptcli.cli.terminal.capabilities import is_dumb_terminal
@@ -40,14 +40,8 @@ def print_note(message: str) -> None:
 
 
 def print_prompt_note(message: str) -> None:
-    """`note: ...`, at the prompt of a chat, where nobody else could speak."""
+    """`note: ...`, at a chat's prompt, where no other program writes."""
     _print_labelled("note:", "bold magenta", message)
-
-
-def note_failures(failures: Iterable[str], note: Callable[[str], object] = print_note) -> None:
-    """Notes for `LanguageModel.failures`."""
-    for failure in failures:
-        note(failure)
 
 
 def print_line(line: str) -> None:
@@ -93,10 +87,10 @@ def stats_line(finished: Finished, ctx_size: int) -> str:
 
 
 class ProgressLine:
-    """A line that shows what is being done and how far; only on a terminal, and only if it takes a while.
+    """A line that shows a task and its progress; only on a terminal, and only if the task takes a while.
 
-    The cursor stays visible, so that even a killed process leaves the terminal as it was. at_prompt: a chat's, where
-    Ctrl-C ends an answer and no more.
+    The cursor stays visible, so that even a killed process leaves the terminal as it was. at_prompt: names Ctrl-C,
+    which ends only the answer there.
     """
 
     def __init__(self, *, quiet: bool, at_prompt: bool = False) -> None:
@@ -130,26 +124,26 @@ class ProgressLine:
             _write_stderr("\r\x1b[K")
 
     def note_leftovers(self, notes: Sequence[Note]) -> None:
-        """Notes in one line what of a model's files has no effect; `models verify` lists it whole."""
+        """Notes in one line what has no effect in a model's files; `models verify` lists all of it."""
         if notes:
             self.note(one_line(notes))
 
     def note(self, message: str) -> None:
-        """Prints a note in place of the line, which comes back; nothing if notes are not wanted."""
+        """Prints a note above the line; nothing with --quiet."""
         if not self._quiet:
             if self._thread:
                 _write_stderr("\r\x1b[K")
             self._print_note(message)
 
     def result(self, message: str) -> None:
-        """Prints a line that stays, in place of the progress line; nothing if notes are not wanted."""
+        """Prints a line that stays above the progress line; nothing with --quiet."""
         if not self._quiet:
             if self._thread:
                 _write_stderr("\r\x1b[K")
             print_line(message)
 
     def fetch(self, what: str, done: int, total: int) -> None:
-        """Shows a fetch in bytes; if no line can be shown, a note announces it once."""
+        """Shows a fetch in bytes; where no line can be shown, a note announces it once."""
         if not self._announced:
             self._announced = True
             self._print_note(f"{what}, {size(total)}" if total else what)

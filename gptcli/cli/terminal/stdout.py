@@ -25,7 +25,7 @@ _VISIBLE = _visible_controls()
 def clean(text: str) -> str:
     """A text that a terminal shows but does not obey; joined emoji and combining marks stay as they are.
 
-    Replaces each character by itself, so an escape sequence split across calls is harmless too.
+    Replaces each character on its own, so an escape sequence split across calls is harmless too.
     """
     return text.translate(_VISIBLE)
 
@@ -53,7 +53,7 @@ class StdoutSink:
         self._write(data)
 
     def draw(self, text: str) -> None:
-        """Writes a text that is clean already, with escape sequences of ours such as colours."""
+        """Writes a text that is clean already, with escape sequences of gptcli such as colours."""
         if text:
             self._write(text.encode("utf-8", "replace"))
 

@@ -46,7 +46,7 @@ def print_records(
     row: Callable[[dict[str, Any]], dict[str, str]] | None = None,
     header: bool = True,
 ) -> None:
-    """A table on a terminal, of `row`s or of all values; in a pipe, a line a record: JSON or tab-separated values."""
+    """On a terminal a table of `row`s or of all values; in a pipe a line for each record, tab-separated or JSON."""
     sink = StdoutSink()
     if as_json:
         for record in records:

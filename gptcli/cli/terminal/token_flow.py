@@ -27,8 +27,8 @@ _STRAY = re.compile("([\udc80-\udcff]+)")
 class Group:
     """The fewest tokens that end where a character ends; nearly always one.
 
-    tokens: how each is spelled. whole: the characters that are split between them, if any.
-    control: whether this is a control token. ends_line: whether it contains a newline.
+    tokens: the spelling of each. whole: the characters that are split between tokens, if any. control: whether this is
+    a control token. ends_line: whether it contains a newline.
     """
 
     tokens: tuple[str, ...]
@@ -84,7 +84,7 @@ def _group(tokens: Sequence[bytes]) -> Group:
 
 
 def _split_text(data: bytes, tokens: Sequence[bytes]) -> str:
-    """What tokens spell together, less the whole characters at the start of the first and at the end of the last."""
+    """The characters split between tokens, without whole ones at the start of the first and the end of the last."""
     if len(tokens) == 1:
         return ""
     prefix = len(tokens[0].decode("utf-8", "ignore").encode())
@@ -107,7 +107,7 @@ def paint(style: str, text: str) -> str:
 class TokenFlow:
     """Lays groups of tokens out in terminal lines, with `·` between tokens and alternating backgrounds.
 
-    A line ends after a token that contains a newline, or after a `·`. A margin may stand before every line.
+    A line ends after a token with a newline, or after a `·`. A margin may precede every line.
     """
 
     def __init__(self, columns: int, *, colour: bool) -> None:
@@ -120,7 +120,7 @@ class TokenFlow:
         self._border_due = False  # whether a `·` comes before the next token
 
     def set_margin(self, first: str, rest: str) -> str:
-        """Starts a line with `first` before it and `rest` before those that follow; returns what ends the last one."""
+        """Puts `first` before the next line, `rest` before further ones; returns the end of the last line."""
         ended = self.end()
         self._margin = (first, rest)
         return ended

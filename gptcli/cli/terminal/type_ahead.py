@@ -1,4 +1,4 @@
-"""Keeps what is typed during an answer, unechoed, for the next prompt."""
+"""Keeps keys typed during an answer, unechoed, for the next prompt."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class CbreakTerminal:
     """The terminal without echo and line editing, while Ctrl-C and Ctrl-Z stay signals; restored on exit.
 
     The prompt takes it over and gives it back unchanged. A dumb terminal is left alone: the kernel echoes and edits
-    lines there, so what is typed during an answer shows in it.
+    lines there, so keys typed during an answer are seen in it.
     """
 
     def __init__(self, input: Input, *, dumb: bool) -> None:
@@ -97,9 +97,9 @@ class CbreakTerminal:
 
 
 def _typed_before(keys: list[KeyPress]) -> list[KeyPress]:
-    """Keys typed before this terminal was set, when the kernel made Enter a newline. Enter sends the only line.
+    """Keys typed before the terminal's modes were set, when the kernel made Enter a newline.
 
-    Several lines may have been pasted, which never sends.
+    Enter after a single line sends it; several lines may be a paste, which never sends.
     """
     newlines = [number for number, key in enumerate(keys) if key.key == Keys.ControlJ]
     return [*keys[:-1], KeyPress(Keys.ControlM)] if newlines == [len(keys) - 1] else keys
@@ -121,13 +121,13 @@ class TypeAhead:
         self._thread.start()
 
     def take_interrupt(self) -> bool:
-        """Whether Ctrl-C is among the keys that the prompt has read ahead, where it is a key and no signal."""
+        """Takes Ctrl-C out of the keys that the prompt has read ahead; returns whether it was among them."""
         keys = get_typeahead(self._input)
         store_typeahead(self._input, [key for key in keys if key.key != Keys.ControlC])
         return any(key.key == Keys.ControlC for key in keys)
 
     def keep_unsent(self) -> None:
-        """Makes Enter among the keys a newline: the answer before them was interrupted, so nothing may be sent."""
+        """Makes Enter among the keys a newline: after an interrupted answer nothing may be sent."""
         self._interrupted = True
 
     def finish(self) -> None:

@@ -15,12 +15,12 @@ from gptcli.cli.tokens.inputs import TextReader, from_start_of_file, input_name
 from gptcli.text.located_tokens import Token
 from gptcli.text.tokenizer import Tokenizer
 
-Pair = tuple[list[Token], list[Token]]  # what each tokenizer makes of the same stretch of text
+Pair = tuple[list[Token], list[Token]]  # each tokenizer's tokens of the same stretch of text
 
 
 @dataclass
 class _Counts:
-    """Tokens of each, bytes of the text, and borders between tokens that both or only one of them make."""
+    """Tokens of each tokenizer, bytes of the text, and borders between tokens: of both tokenizers, of one alone."""
 
     tokens: list[int]
     both: int = 0
@@ -70,8 +70,7 @@ def compare(
 def _pairs(
     reader: TextReader, name: str | None, tokenizers: tuple[Tokenizer, Tokenizer], counts: _Counts
 ) -> Iterator[Pair]:
-    """The tokens of both, in stretches between the borders that both make."""
-
+    """The tokens of both, in stretches between common borders."""
     blocks = reader.blocks(name)
 
     def counted() -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""`gptcli tokenize --decode` and `--roundtrip`: the text of ids, and whether a text's own ids give it back."""
+"""`gptcli tokenize --decode` and `--roundtrip`: the text of ids, and whether a text's ids decode to it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def decode(arguments: Sequence[str], tokenizer: Tokenizer, sink: StdoutSink, dec
 def roundtrip(
     reader: TextReader, names: Sequence[str | None], tokenizer: Tokenizer, sink: StdoutSink, *, as_json: bool
 ) -> None:
-    """Reports whether each text's ids decode to it. Raises BrokenTokenizer after the last if one's do not."""
+    """Reports whether each text's ids decode to it. Raises BrokenTokenizer after the last text if one's do not."""
     failed = None
     for name in names:
         size, tokens, difference = _first_difference(reader, name, tokenizer)
@@ -48,7 +48,7 @@ def roundtrip(
 
 
 def _first_difference(reader: TextReader, name: str | None, tokenizer: Tokenizer) -> tuple[int, int, int | None]:
-    """A text's bytes and tokens, and the first byte of the file where decoding gives something else, if any."""
+    """Numbers of a text's bytes and tokens, and the first byte of the file that decodes to something else, if any."""
     blocks = reader.blocks(name)
     window, tokens = BlockWindow(blocks), 0
 

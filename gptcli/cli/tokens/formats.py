@@ -1,4 +1,4 @@
-"""The formats in which tokens are written: flow, lines, TSV, table, JSON. Knows no tokenizer."""
+"""The formats of tokens: flow, lines, TSV, table, JSON. Knows no tokenizer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write_flow(tokens: Iterable[Token], sink: StdoutSink, columns: int, *, colou
     out = _Buffer(sink.draw)
     try:
         _write_turns(tokens, flow, out, columns)
-    except BaseException:  # even Ctrl-C can come within a token
+    except BaseException:  # Ctrl-C, too, can come within a coloured token
         if colour:
             sink.draw(PLAIN)
         raise
@@ -81,7 +81,7 @@ def escaped(data: bytes) -> str:
 
 
 def table(tokens: Iterable[Token], piece: Piece, columns: int | None) -> Iterator[str]:
-    """A header, and a row a token. columns: the terminal's, which limit those of the table; None shows all."""
+    """A header, and a row for each token. columns: of the terminal, which limit the table's; None shows all."""
     shown: list[_Column] = []
     taken = 0
     for column in _COLUMNS:

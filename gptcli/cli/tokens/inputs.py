@@ -106,11 +106,11 @@ def input_name(name: str | None) -> str:
 
 
 class BlockWindow:
-    """A text read in blocks, which keeps those that are still needed. Iterating reads it."""
+    """A text in blocks; iterating reads it, and it keeps the blocks that are still needed."""
 
     def __init__(self, blocks: Iterator[str]) -> None:
         self._blocks = blocks
-        self._kept: deque[tuple[int, bytes]] = deque()  # each block after its first byte's index
+        self._kept: deque[tuple[int, bytes]] = deque()  # blocks, each after the index of its first byte
         self.size = 0  # bytes read
 
     def __iter__(self) -> Iterator[str]:
@@ -126,7 +126,7 @@ class BlockWindow:
             self._kept.popleft()
 
     def data(self, start: int, end: int | None) -> bytes:
-        """Bytes that were read and not dropped. end: None is the last one read."""
+        """Bytes that were read and not dropped. end: None is all that was read."""
         end = self.size if end is None else end
         return b"".join(
             block[max(0, start - first) : end - first]
@@ -137,7 +137,7 @@ class BlockWindow:
 
 @dataclass(frozen=True)
 class ConversationReader:
-    """Reads conversations and renders them. template: a file; None is the template in the model's directory."""
+    """Reads and renders conversations. path: the model's directory. template: a file; None is the model's own."""
 
     path: Path
     template: Path | None
@@ -156,7 +156,7 @@ class ConversationReader:
 
     @property
     def _limited(self) -> Decoding:
-        """How a text is read that must be in memory as a whole."""
+        """How a text is read that must fit in memory."""
         decoding = self.reader.decoding
         return replace(decoding, max_input=decoding.max_input or MAX_INPUT)
 
@@ -218,7 +218,7 @@ def _is_id(text: str, size: int) -> bool:
 
 
 def _numbers(blocks: Iterable[str]) -> Iterator[str]:
-    """The fields of a text that comes in blocks, without the brackets of a list around them."""
+    """The fields of a text in blocks, without the brackets of a list around them."""
     pending, last, first = "", "", True
     for block in blocks:
         pending += block

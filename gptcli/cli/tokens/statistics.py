@@ -9,7 +9,7 @@ from gptcli.text.tokenizer import Tokenizer
 
 
 class Totals:
-    """Figures that add up while texts and ids pass."""
+    """Figures that add up over blocks of text and ids."""
 
     def __init__(self, unknown_id: int | None) -> None:
         self.bytes = self.chars = self.lines = self.tokens = self.unknown = 0

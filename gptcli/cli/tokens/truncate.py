@@ -22,7 +22,7 @@ def truncate(
     from_end: bool,
     partial: bool,
 ) -> None:
-    """Writes the longest beginning, or end, that has at most `limit` tokens when encoded by itself.
+    """Writes the longest beginning, or end, that encodes to at most `limit` tokens by itself.
 
     partial: exactly `limit` tokens of the whole text, even if they end within a character.
     """
@@ -38,7 +38,7 @@ def truncate(
 
 
 def _beginnings(tokens: Iterator[Token], window: BlockWindow, limit: int) -> Iterator[bytes]:
-    """Beginnings of a text: of `limit` tokens, then of ever fewer."""
+    """Beginnings of a text: of `limit` tokens, then one fewer each time."""
     taken = list(itertools.islice(tokens, limit))
     after = next(tokens, None)
     if after is None:
@@ -52,7 +52,7 @@ def _beginnings(tokens: Iterator[Token], window: BlockWindow, limit: int) -> Ite
 
 
 def _ends(tokens: Iterator[Token], window: BlockWindow, limit: int) -> Iterator[bytes]:
-    """Ends of a text: of `limit` tokens, then of ever fewer."""
+    """Ends of a text: of `limit` tokens, then one fewer each time."""
     taken: deque[Token] = deque(maxlen=limit + 1)
     for token in tokens:
         taken.append(token)

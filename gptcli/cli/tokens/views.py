@@ -134,7 +134,7 @@ class TokenViews:
             yield token
 
     def _encoded(self, name: str | None) -> Iterator[tuple[str, list[int]]]:
-        """The text in chunks, and the ids of each: the quick way, which leaves out the bytes of each token."""
+        """The text in chunks with their ids: the quick way, without the bytes of each token."""
         if self.conversations is not None:
             tokens = self.conversations.tokens(self.tokenizer, name)
             yield _text(tokens), [token.id for token in tokens]
@@ -151,7 +151,7 @@ def _text(tokens: Iterable[Token]) -> str:
 
 
 def _context(path: Path) -> int | None:
-    """The context of the model in a directory; None without a model that we can run."""
+    """The context of the model in a directory; None without a model that gptcli can run."""
     from gptcli.checkpoint.folder import ModelFolder
 
     with contextlib.suppress(GptcliError):

@@ -14,7 +14,7 @@ from gptcli.text.tokenizer import Tokenizer
 
 
 def search(tokenizer: Tokenizer, pattern: str | None, ids: Sequence[int], *, as_json: bool) -> None:
-    """Prints the tokens that a regular expression finds, or those of ids. Raises UsageError for a wrong one."""
+    """Prints the tokens that a regular expression finds, or those of ids. Raises UsageError."""
     if pattern is None:
         for id in ids:
             if not 0 <= id < tokenizer.size or not tokenizer.piece(id):

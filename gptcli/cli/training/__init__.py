@@ -1,1 +1,1 @@
-"""What `gptcli train` reads and shows."""
+"""The data and the progress of `gptcli train`."""

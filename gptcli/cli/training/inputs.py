@@ -22,7 +22,7 @@ _BLANK = " \t\r\n"
 
 
 def expanded(names: Sequence[str]) -> list[str]:
-    """The files that names and patterns stand for, those of a pattern in order. Raises InputError."""
+    """The files of names and patterns, a pattern's in sorted order. Raises InputError."""
     found = list[str]()
     for name in names:
         if name == "-" or Path(name).exists():
@@ -40,7 +40,7 @@ def expanded(names: Sequence[str]) -> list[str]:
 def documents_of(
     format: Format, max_line: int, note: Callable[[str], None]
 ) -> Callable[[Sequence[str]], Iterator[Document]]:
-    """What reads the documents of files. It raises InputError for data that is not what its ending says."""
+    """Returns a function that reads the documents of files. It raises InputError for data of another format."""
 
     def read(names: Sequence[str]) -> Iterator[Document]:
         for name in names:
@@ -68,7 +68,7 @@ def documents_of(
 def _records(
     path: Path, kind: str, max_line: int, note: Callable[[str], None]
 ) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
-    """The objects of a file, with where they are."""
+    """The objects of a file, each after its location."""
     if kind == "json" and str(path) != "-" and _is_list(path):
         for number, element in enumerate(_elements(path, max_line), 1):
             where = f"{path}: element {number}"
@@ -79,7 +79,7 @@ def _records(
 
 
 def _is_list(path: Path) -> bool:
-    """Whether a file holds one JSON list. Others of that ending hold an object a line."""
+    """Whether a file is one JSON list, and not an object a line."""
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
             while block := file.read(_BLOCK):
@@ -91,7 +91,7 @@ def _is_list(path: Path) -> bool:
 
 
 def _elements(path: Path, limit: int) -> Iterator[Any]:
-    """The elements of a JSON list, read one after another. limit: the most characters of one. Raises InputError."""
+    """The elements of a JSON list, one at a time. limit: the most characters of one. Raises InputError."""
     decode = json.JSONDecoder().raw_decode
     with path.open("rb") as file:
         texts = codecs.getreader("utf-8-sig")(file)
@@ -116,7 +116,7 @@ def _elements(path: Path, limit: int) -> Iterator[Any]:
                 return
             try:
                 element, end = decode(rest)
-                if end == len(rest) and more:  # a number could go on
+                if end == len(rest) and more:  # a number could continue
                     raise ValueError
             except ValueError:
                 if not more:

@@ -1,4 +1,4 @@
-"""What `gptcli train` shows: a bar on a terminal, a line with each held-out loss, or JSON."""
+"""The progress of `gptcli train`: a bar on a terminal, a line for each held-out loss, or JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class TrainingProgress:
-    """Shows events as they come. as_json: on stdout as well, an object a line."""
+    """Shows events. as_json: writes them on stdout as well, an object a line."""
 
     def __init__(self, training: Training, activity: ProgressLine, *, as_json: bool) -> None:
         self._training, self._activity = training, activity

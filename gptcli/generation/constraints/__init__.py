@@ -1,1 +1,1 @@
-"""Text that can be nothing but what a schema, grammar or regular expression describes, by llguidance."""
+"""Holds a text to a schema, grammar or regular expression, with llguidance."""

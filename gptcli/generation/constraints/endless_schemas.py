@@ -1,4 +1,4 @@
-"""Finds JSON schemas that only an endless text could meet, such as an object that requires one like itself."""
+"""Finds JSON schemas that only an endless text meets, such as an object that requires one like itself."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from urllib.parse import unquote
 
 
 def endless_reference(schema: Mapping[str, Any]) -> str | None:
-    """What a schema requires and what no text can end, as a JSON pointer with `#`; None if a text can meet it.
+    """The required reference that no text ends, as a JSON pointer with `#`; None if a text can meet the schema.
 
-    Only references make a schema endless. One to nowhere, or in a form that is not known here, counts as one that ends;
-    so do all where a part has an `$id`, which changes what they refer to.
+    Only references make a schema endless. One to nowhere, or of unknown form, counts as one that ends; so do all if a
+    part has an `$id`, which changes what they refer to.
     """
     if any(isinstance(part.get("$id"), str) for part in parts(schema) if part is not schema):
         return None
     references = {part["$ref"] for part in parts(schema) if isinstance(part.get("$ref"), str)}
     targets = {reference: found for reference in references if (found := target(schema, reference))}
     endless, unseen = set(targets), list(targets)
-    waiting = defaultdict[str, list[str]](list)  # by what each is blocked by
+    waiting = defaultdict[str, list[str]](list)  # references by their blocker
     while unseen:
         reference = unseen.pop()
         if (blocker := _blocked_by(targets[reference], endless)) is not None:
@@ -67,7 +67,7 @@ def parts(schema: object) -> Iterator[Mapping[str, Any]]:
 
 
 def target(schema: object, reference: str) -> object:
-    """What a pointer within the document points to; None if it points to nothing."""
+    """The target of a pointer within the document; None without one."""
     if reference != "#" and not reference.startswith("#/"):
         return None
     for step in reference[1:].split("/")[1:]:

@@ -1,6 +1,6 @@
 """Makes a grammar of a constraint, and refuses one that cannot be met. Needs neither a model nor its tokenizer.
 
-llguidance is imported by the functions that need it: most texts do without.
+Only functions import llguidance: most texts need none.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import json
 import math
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -30,10 +30,10 @@ _MOST_PAIRS = 1500**2  # of properties or choices beside each other, which llgui
 _EXACT, _LARGEST = 2**53, 10**300  # all integers up to the first are doubles
 _MOST_EXPANDED = 250_000  # characters
 _MOST_STATES = 250_000  # for multipleOf: a second
-_PROBED = 1 << 18  # characters of schemas that are tried to find the place of an error
-_STACK = 256 << 20  # bytes, of which only those in use take memory; llguidance recurses into each reference
+_PROBED = 1 << 18  # characters of schemas that are tried to find the path of an error
+_STACK = 256 << 20  # bytes, most of them never touched; llguidance recurses into each reference
 _STACK_LOCK = threading.Lock()
-# JSON on one line, spelled as Python's json does: more of it is forced, and whitespace cannot go on for ever.
+# JSON on one line, spelled as Python's json does: this forces more tokens, and whitespace cannot go on for ever.
 _JSON: JsonCompileOptions = {
     "whitespace_flexible": False,
     "whitespace_pattern": None,
@@ -45,7 +45,6 @@ _JSON: JsonCompileOptions = {
 _SCHEMA_MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions"})
 _GBNF_RULE = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
 _LARK_TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)+/|(?://|#).*|(<[^\s<>]+>)')
-_INLINE_SCHEMA = re.compile(r"^(r[0-9]+: %json )(.*)$", re.MULTILINE)
 _REGEX_PART = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{(?P<counts>[0-9]{1,18}(?:,[0-9]{0,18})?)\}|.", re.DOTALL)
 _REASONS = (
     (r".*lookarounds not supported yet; Word.*", r"not supported: \\b"),
@@ -65,19 +64,21 @@ _REASONS = (
 
 @dataclass(frozen=True)
 class CallGrammar:
-    """The grammar of a text that is one call of a tool, in llguidance's Lark, with control tokens by their ids.
+    """The grammar of a text that is one call of a tool.
 
-    schemas: each tool's name, and the JSON schema of its arguments. after: the marks that the grammar begins after,
-    each time, while the rest of the text is free; none if it is the whole text's.
+    format: the name of how calls are written. schemas: each tool's name, and the JSON schema of its arguments. after:
+    the marks that the grammar begins after, each time, while the rest of the text is free; none if it is the whole
+    text's. write: spells it in llguidance's Lark for one tokenizer, if the schemas are valid, each as it is rewritten.
     """
 
-    lark: str
+    format: str
     schemas: tuple[tuple[str, str], ...]
-    after: tuple[str, ...] = ()
+    after: tuple[str, ...]
+    write: Callable[[Callable[[Mapping[str, Any]], Mapping[str, Any]]], str] = field(compare=False)
 
 
 class _Bytes:
-    """A tokenizer of single bytes, for checks: as llguidance asks for one."""
+    """A tokenizer of single bytes, with llguidance's interface, for checks."""
 
     is_tokenizer_wrapper = True
     eos_token_id, bos_token_id, special_token_ids = 256, None, (256,)
@@ -88,9 +89,9 @@ class _Bytes:
 
 
 def checked_grammar(config: ConstraintConfig | CallGrammar) -> str:
-    """The grammar as llguidance takes it.
+    """A constraint's grammar for llguidance.
 
-    Raises UsageError, with the path in a schema, where it is not valid, not supported, too large, or cannot be met.
+    Raises UsageError, with the path in a schema, if it is not valid, not supported, too large, or cannot be met.
     """
     try:
         return _of_calls(config) if isinstance(config, CallGrammar) else _of_constraint(config)
@@ -113,7 +114,7 @@ def _of_constraint(config: ConstraintConfig) -> str:
 
 
 def compiled(tokens: LLTokenizer, grammar: str) -> LLMatcher:
-    """A grammar for a tokenizer, which may have failed. Its errors do not repeat the grammar's text."""
+    """A matcher of a grammar, which may have failed. Its errors do not repeat the grammar."""
     from llguidance import LLMatcher, LLParserLimits
 
     made = Future[LLMatcher]()
@@ -121,7 +122,7 @@ def compiled(tokens: LLTokenizer, grammar: str) -> LLMatcher:
     def make() -> None:
         try:
             made.set_result(LLMatcher(tokens, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False)))
-        except BaseException as error:  # raised where the grammar is wanted
+        except BaseException as error:  # raised by `result`
             made.set_exception(error)
 
     with _STACK_LOCK:
@@ -189,7 +190,7 @@ def _of_calls(calls: CallGrammar) -> str:
             _of_schema(schema)
         except UsageError as error:
             raise UsageError(f"the parameters of tool {name}: {error.message.removeprefix('json-schema: ')}") from None
-    lark = _INLINE_SCHEMA.sub(lambda rule: rule[1] + json.dumps(rewritten(json.loads(rule[2]))), calls.lark)
+    lark = calls.write(rewritten)
     _check_length("tools", lark)
     return LLMatcher.grammar_from_lark(lark)
 
@@ -267,7 +268,7 @@ def _inner_schemas(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]
 
 
 def _check_numbers(schema: dict[str, Any], path: str = "") -> None:
-    """Raises UsageError for numbers that llguidance rounds, and numbers of members that it cannot count."""
+    """Raises UsageError for numbers that llguidance rounds, and for counts of members that it does not support."""
     for key in ("const", "enum"):
         for number in _numbers_in(schema.get(key)):
             if abs(number) > _EXACT and not (abs(number) < _LARGEST and Fraction(str(number)) == float(number)):
@@ -293,7 +294,7 @@ def _numbers_in(value: object) -> Iterator[int | float]:
 
 
 def _check_costs(schema: dict[str, Any]) -> None:
-    """Raises UsageError for a short schema that would take long."""
+    """Raises UsageError for a short schema that would take long to compile."""
     everything = list(parts(schema))
     pairs, divisors = len({str(part.get("$ref")) for part in everything}) ** 2, [1]
     for part in everything:
@@ -318,8 +319,8 @@ def _check_costs(schema: dict[str, Any]) -> None:
 
 
 def _expanded(pattern: object) -> int:
-    """About how long a regular expression is, once its counts are spelled out."""
-    sizes, last = [0], 0  # of the groups around, and of what a count would repeat
+    """The rough length of a regular expression with its counts spelled out."""
+    sizes, last = [0], 0  # of the open groups, and of the last item, which a count repeats
     for part in _REGEX_PART.finditer(pattern if isinstance(pattern, str) else ""):
         if part[0] == "(":
             sizes.append(0)
@@ -335,7 +336,7 @@ def _expanded(pattern: object) -> int:
 
 
 def _states(divisor: int) -> int:
-    """About how many states llguidance makes for the multiples of an integer; tens are only zeros at the end."""
+    """The rough number of llguidance's states for the multiples of an integer; powers of ten need one."""
     twos_and_fives = math.gcd(divisor, 10 ** divisor.bit_length())
     return 1 if str(divisor).strip("0") == "1" else divisor // twos_and_fives * 8 + divisor
 
@@ -346,7 +347,7 @@ def _check_length(form: str, text: str) -> None:
 
 
 def _error_of(grammar: str) -> str:
-    """What is wrong with a grammar, or how it ends before it begins; empty if it is fine."""
+    """The error of a grammar, empty if there is none."""
     matcher = compiled(_byte_tokenizer(), grammar)
     if not matcher.is_error():
         matcher.compute_bitmask()

@@ -1,14 +1,14 @@
-"""Follows a text through a grammar: which tokens may come next, and which must. No torch."""
+"""Follows a text through a grammar: the tokens that may come next, and those that must. No torch."""
 
 from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from gptcli.errors import GptcliError, UsageError
 from gptcli.generation.constraints.grammar import CallGrammar, checked_grammar, compiled, reason_of
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 OPENING, CLOSING = thought_tags.OPENING.encode(), thought_tags.CLOSING.encode()
 _MOST_COMPILED = 16  # constraints
-# What tokens often are: where all of a kind may come next, llguidance need not look at each. Its own, and lower case.
+# Kinds of tokens: where all of a kind may come next, llguidance skips them. Its own kinds, and lower case.
 _SLICES = [
     r"[a-z]{1,16}",
     r" [a-z]{1,16}",
@@ -33,30 +33,30 @@ _SLICES = [
 
 
 class _Tokens:
-    """A model's tokens as llguidance asks for them. Control tokens are no text: a grammar makes those that it names."""
+    """A model's tokens, with llguidance's interface. Control tokens have no text; a grammar can name them."""
 
     is_tokenizer_wrapper = True
     bos_token_id = None
 
     def __init__(self, tokenizer: Tokenizer, stop_ids: frozenset[int]) -> None:
         size = tokenizer.size
-        # The last token is none of the model's: llguidance needs one that ends a text.
+        # The token after the model's last: llguidance needs one that ends a text.
         self.eos_ids = sorted(id for id in stop_ids if id < size) or [size]
         self.eos_token_id = self.eos_ids[0]
         hidden = {*tokenizer.control_tokens.ids.values(), *self.eos_ids}
         self.special_token_ids = sorted(id for id in hidden if id <= size)
-        # llguidance takes those with the same name for each other.
+        # Names are unique: llguidance confuses tokens with the same bytes.
         self.tokens = [b"<|%d|>" % id if id in hidden else tokenizer.token_bytes(id) for id in range(size + 1)]
         self._tokenizer = tokenizer
-        self.greedy: Callable[[str], list[int]]  # llguidance's, which needs these tokens first
+        self.greedy: Callable[[str], list[int]]  # llguidance's, set once it has these tokens
 
     def __call__(self, text: str) -> list[int]:
-        """The tokens of forced text, which is amid another: without the space that some tokenizers put first."""
+        """The tokens of forced text amid another text: without the space that some tokenizers put first."""
         wanted = text.encode()
         for before in ("", "\n"):
             try:
                 ids = self._tokenizer.encode(before + text, add_special=False)
-            except GptcliError:  # a tokenizer that cannot spell a piece
+            except GptcliError:  # the tokenizer cannot spell it
                 continue
             rest = sum(len(self.tokens[id]) for id in ids) - len(wanted)
             start = 0
@@ -68,26 +68,19 @@ class _Tokens:
         return self.greedy(text)
 
 
-class BeginningWith(Protocol):
-    """The tokens that begin with a text and go on; within: those, too, that begin with something else."""
-
-    def __call__(self, text: bytes, *, within: bool) -> Sequence[int]:
-        """Their ids."""
-
-
 class Compiler:
-    """Compiles constraints for a model's tokens in the background, and keeps the last ones."""
+    """Compiles constraints for a model's tokens in the background, and keeps the latest."""
 
     def __init__(self, tokenizer: Tokenizer, stop_ids: frozenset[int]) -> None:
         self._tokenizer, self._stop_ids = tokenizer, stop_ids
         self._compiled: dict[ConstraintConfig | CallGrammar, Future[LLMatcher]] = {}
-        self._beginnings: dict[tuple[bytes, bool], list[int]] = {}
+        self._beyond: dict[bytes, list[list[int]]] = {}  # by mark, see `tokens_beyond`
         self._thread, self._lock = ThreadPoolExecutor(1), threading.Lock()
 
     def start(self, config: ConstraintConfig | CallGrammar) -> Future[LLMatcher]:
         """Checks a constraint, and begins to compile it. Raises UsageError as `checked_grammar` does.
 
-        Raises it, too, for a tokenizer of which single tokens have no bytes of their own.
+        Raises UsageError, too, for a tokenizer whose tokens have no bytes of their own.
         """
         with self._lock:
             if config not in self._compiled:
@@ -100,46 +93,61 @@ class Compiler:
         grammar = checked_grammar(config)
         if len(self._compiled) == _MOST_COMPILED:
             del self._compiled[next(iter(self._compiled))]
-        self._compiled[config] = self._thread.submit(self._matcher, grammar)
+        after = config.after if isinstance(config, CallGrammar) else ()
+        self._compiled[config] = self._thread.submit(self._matcher, grammar, after)
 
-    def constraint(self, config: ConstraintConfig | CallGrammar, *, forces: bool = True) -> Constraint:
-        """What limits one text; forces: whether it may take tokens without a draw. Raises as `start` does."""
+    def constraint(
+        self, config: ConstraintConfig | CallGrammar, *, forces: bool = True, in_thoughts: bool = False
+    ) -> Constraint:
+        """What limits one text. Raises as `start` does.
+
+        forces: whether it may take tokens without a draw. in_thoughts: whether the text begins amid thoughts, which are
+        free.
+        """
         matcher = self.start(config).result()
 
         def begin() -> Grammar:
             return Grammar(matcher.deep_copy(), self._tokenizer.size, forces=forces)
 
-        if not (isinstance(config, CallGrammar) and config.after):
-            return begin()
-        return AfterMarks(begin, self._tokenizer, config.after, self._tokens.greedy_tokenize, self._beginning_with)
+        if isinstance(config, CallGrammar) and config.after:
+            beyond = {mark: self._beyond[mark] for mark in map(str.encode, config.after)}
+            return AfterMarks(begin, self._tokenizer, beyond, self._library.greedy_tokenize, in_thoughts=in_thoughts)
+        return AfterThoughts(begin(), self._tokenizer, CLOSING, self._stop_ids) if in_thoughts else begin()
 
-    def _beginning_with(self, text: bytes, *, within: bool) -> Sequence[int]:
-        """See `BeginningWith`."""
-        if (text, within) not in self._beginnings:
-            every = ((token, self._tokenizer.token_bytes(token)) for token in range(self._tokenizer.size))
-            fit = bytes.__contains__ if within else bytes.startswith
-            self._beginnings[text, within] = [
-                token for token, data in every if fit(data, text) and not data.endswith(text)
-            ]
-        return self._beginnings[text, within]
-
-    def _matcher(self, grammar: str) -> LLMatcher:
-        matcher = compiled(self._tokens, grammar)
+    def _matcher(self, grammar: str, after: Sequence[str]) -> LLMatcher:
+        matcher = compiled(self._library, grammar)
         _check(matcher)
+        for mark in map(str.encode, after):
+            self._beyond[mark] = self._beyond.get(mark) or tokens_beyond(mark, self._tokens.tokens)
         return matcher
 
     @cached_property
-    def _tokens(self) -> LLTokenizer:
+    def _tokens(self) -> _Tokens:
+        return _Tokens(self._tokenizer, self._stop_ids)
+
+    @cached_property
+    def _library(self) -> LLTokenizer:
         from llguidance import LLTokenizer
 
-        tokens = _Tokens(self._tokenizer, self._stop_ids)
-        made = LLTokenizer(tokens, eos_token=tokens.eos_ids, slices=_SLICES)  # type: ignore[arg-type]  # as there
-        tokens.greedy = made.greedy_tokenize
+        made = LLTokenizer(self._tokens, eos_token=self._tokens.eos_ids, slices=_SLICES)  # type: ignore[arg-type]  # as there
+        self._tokens.greedy = made.greedy_tokenize
         return made
 
 
+def tokens_beyond(mark: bytes, tokens: Sequence[bytes]) -> list[list[int]]:
+    """The tokens that complete a mark and go on, by how many of its bytes come before them."""
+    beyond = [list[int]() for _ in mark]
+    for token, data in enumerate(tokens):
+        text = data[:-1]
+        if mark[-1] in text:  # few are
+            for before, ids in enumerate(beyond):
+                if text.startswith(mark[before:]) or (before == 0 and mark in text):
+                    ids.append(token)
+    return beyond
+
+
 class Grammar:
-    """A `Constraint` that is a grammar. Raises UsageError once the text makes it too complex to follow."""
+    """A `Constraint` of a grammar. Raises UsageError once the text makes it too complex to follow."""
 
     def __init__(self, matcher: LLMatcher, vocabulary: int, *, forces: bool) -> None:
         self._matcher, self._forces = matcher, forces
@@ -158,7 +166,7 @@ class Grammar:
         return self._mask
 
     def forced(self) -> Sequence[int]:
-        """See `Constraint.forced`: as the tokenizer spells the text that the grammar leaves no choice in."""
+        """See `Constraint.forced`: the tokenizer's spelling of the forced text."""
         if self._forced is None:
             self._forced = [] if self.finished or not self._forces else self._matcher.compute_ff_tokens()
             _check(self._matcher)
@@ -172,16 +180,16 @@ class Grammar:
         """See `Constraint.accept`."""
         self._matcher.consume_token(token)
         _check(self._matcher)
-        # The rest of what is forced stays so; after a token that was drawn, it is not known.
+        # The rest of the forced tokens stays forced; after another token it is unknown.
         self._forced = self._forced[1:] or None if self._forced and self._forced[0] == token else None
 
 
 class AfterThoughts:
-    """A `Constraint` that begins after a text, such as `</think>`; until then all but the end is allowed."""
+    """A `Constraint` that begins after a text, such as `</think>`; before that, all but the stop tokens are allowed."""
 
     def __init__(self, inner: Constraint, tokenizer: Tokenizer, closing: bytes, stop_ids: frozenset[int]) -> None:
         self._inner, self._tokenizer, self._closing = inner, tokenizer, closing
-        self._tail: bytes | None = b""  # of the thoughts; None once they are closed
+        self._tail: bytes | None = b""  # end of the thoughts; None once they are closed
         self._stop_ids = stop_ids
         self._mask = (ctypes.c_uint32 * mask_words(tokenizer.size))(*[2**32 - 1] * mask_words(tokenizer.size))
         for id in stop_ids:
@@ -202,7 +210,7 @@ class AfterThoughts:
         return self._inner.forced() if self._tail is None else ()
 
     def fitting(self, tokens: Sequence[int]) -> int:
-        """See `Constraint.fitting`: among thoughts, tokens may not go beyond their end."""
+        """See `Constraint.fitting`: in thoughts, tokens up to their end."""
         if self._tail is None:
             return self._inner.fitting(tokens)
         tail = self._tail
@@ -224,28 +232,29 @@ class AfterThoughts:
 
 
 class AfterMarks:
-    """A `Constraint` that begins anew after each of these marks; until then, and once it is met, all is allowed.
+    """A `Constraint` that begins again after each of these marks; before, and once it is met, all is allowed.
 
-    Thoughts that the text begins with are free, marks or not. spell: tokens of a text, whichever. beginning_with: see
-    `BeginningWith`.
+    Thoughts that the text begins with are free, marks or not. marks: what `tokens_beyond` finds for each. spell: tokens
+    of a text, whichever. in_thoughts: whether thoughts are open already.
     """
 
     def __init__(
         self,
         begin: Callable[[], Grammar],
         tokenizer: Tokenizer,
-        marks: Sequence[str],
+        marks: Mapping[bytes, Sequence[Sequence[int]]],
         spell: Callable[[str], list[int]],
-        beginning_with: BeginningWith,
+        *,
+        in_thoughts: bool,
     ) -> None:
         self._begin, self._tokenizer, self._spell = begin, tokenizer, spell
-        self._beginning_with = beginning_with
-        self._marks = [mark.encode() for mark in marks]
-        self._shown = {id: name.encode() for name, id in tokenizer.control_tokens.ids.items() if name in marks}
+        self._marks = marks
+        controls = {id: name.encode() for name, id in tokenizer.control_tokens.ids.items()}
+        self._shown = {id: name for id, name in controls.items() if any(name in mark for mark in marks)}
         self._inner: Grammar | None = None
         self._tail = b""  # of the free text, as long as a mark may begin in it
-        self._begins = True  # only blanks, or what may become the tag of thoughts
-        self._in_thoughts = False
+        self._begins = not in_thoughts  # only blanks since the text or its thoughts, or what may become their tag
+        self._in_thoughts = in_thoughts
         self._fit: dict[bytes, bool] = {}
 
     @property
@@ -254,7 +263,7 @@ class AfterMarks:
         return False
 
     def allowed(self) -> TokenMask | None:
-        """See `Constraint.allowed`: a token that goes beyond a mark must begin what follows."""
+        """See `Constraint.allowed`: a token that goes beyond a mark must fit the constraint after it."""
         if self._inner is not None:
             return self._inner.allowed()
         unfit = [] if self._in_thoughts else [token for token in self._beyond() if not self._fits(token)]
@@ -271,7 +280,7 @@ class AfterMarks:
         return () if self._inner is None else self._inner.forced()
 
     def fitting(self, tokens: Sequence[int]) -> int:
-        """See `Constraint.fitting`: as far as the next mark, or within what follows it."""
+        """See `Constraint.fitting`: up to the next mark, or within the constraint after one."""
         if self._inner is not None:
             return self._inner.fitting(tokens)
         ahead = copy(self)
@@ -291,12 +300,7 @@ class AfterMarks:
                 self._inner = None
             return
         self._tail += self._bytes(token)
-        if self._begins:
-            start = self._tail.lstrip()
-            self._begins = OPENING.startswith(start) and start != OPENING
-            self._in_thoughts = start.startswith(OPENING)
-        if self._in_thoughts and CLOSING in self._tail:
-            self._tail, self._in_thoughts = self._tail.partition(CLOSING)[2], False
+        self._look_for_thoughts()
         if not self._in_thoughts and (rest := self._rest(self._tail)) is not None:
             self._inner, self._tail = self._begin(), b""
             for spelled in self._spell(rest.decode()):
@@ -304,18 +308,30 @@ class AfterMarks:
         elif not self._begins:
             self._tail = self._tail[-max(map(len, (CLOSING, *self._marks))) :]
 
+    def _look_for_thoughts(self) -> None:
+        """As the splitter does: where thoughts end, others may begin."""
+        if self._in_thoughts and CLOSING in self._tail:
+            self._tail = self._tail.partition(CLOSING)[2]
+            self._begins, self._in_thoughts = True, False
+        start = self._tail.lstrip()
+        if self._begins and start.startswith(OPENING):
+            self._tail, self._begins, self._in_thoughts = start.removeprefix(OPENING), False, True
+            self._look_for_thoughts()
+        elif self._begins:
+            self._begins = OPENING.startswith(start)
+
     def _bytes(self, token: int) -> bytes:
         if self._tokenizer.is_control(token):
             return self._shown.get(token, b"")
         return self._tokenizer.token_bytes(token)
 
     def _rest(self, text: bytes) -> bytes | None:
-        """What follows the first mark in a text; None if there is none."""
+        """The text after the first mark; None without a mark."""
         found = [(at, -len(mark)) for mark in self._marks if (at := text.find(mark)) >= 0]
         return text[min(found)[0] - min(found)[1] :] if found else None
 
     def _fits(self, token: int) -> bool:
-        """Whether what a token has beyond a mark, if it has one, may follow it."""
+        """Whether the text that a token has beyond a mark, if any, may follow the mark."""
         rest = None if self._in_thoughts else self._rest(self._tail + self._bytes(token))
         if not rest:
             return True
@@ -329,10 +345,10 @@ class AfterMarks:
 
     def _beyond(self) -> Iterator[int]:
         """The tokens that complete a mark and go on."""
-        for mark in self._marks:
-            for kept in range(len(mark)):
-                if self._tail.endswith(mark[:kept]):
-                    yield from self._beginning_with(mark[kept:], within=not kept)
+        for mark, beyond in self._marks.items():
+            for before, tokens in enumerate(beyond):
+                if tokens and self._tail.endswith(mark[:before]):
+                    yield from tokens
 
 
 def _check(matcher: LLMatcher) -> None:

@@ -1,4 +1,4 @@
-"""Spells a JSON schema with the keywords and formats that llguidance knows: the same texts, or fewer, meet it."""
+"""Rewrites a JSON schema with keywords and formats that llguidance knows: the same texts, or fewer, meet it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _URI_TAIL = rf"(?:\?(?:{_URI_CHAR}|[/?])*)?(?:#(?:{_URI_CHAR}|[/?])*)?"
 _KEY = r"/(?:[^/~]|~[01])*"
 _VARIABLE = r"(?:[a-zA-Z0-9_]|%[0-9a-fA-F]{2})+(?:\.(?:[a-zA-Z0-9_]|%[0-9a-fA-F]{2})+)*(?::[1-9][0-9]{0,3}|\*)?"
 _BITS4, _BITS6 = r"/(?:3[0-2]|[12]?[0-9])", r"/(?:12[0-8]|1[01][0-9]|[1-9]?[0-9])"
-# What llguidance does not know, or knows too loosely: it takes the 29th of every February.
+# Formats that llguidance does not know, or knows too loosely: it takes the 29th of every February.
 _PATTERNS = {
     "date": _DATE,
     "time": _TIME,
@@ -57,18 +57,18 @@ _SAME = {
     "ip-address": "ipv4",
     **dict.fromkeys(("uuid1", "uuid3", "uuid4", "uuid5"), "uuid"),
 }
-# Pydantic's and OpenAPI's hints to forms and type checkers, which say nothing of the text.
+# Pydantic's and OpenAPI's hints to forms and type checkers, which any text meets.
 _ANY_TEXT = frozenset({"path", "file-path", "directory-path", "binary", "password", "textarea", "multi-line", "string"})
 LARGEST_BOUND = 2**63 - 1024  # a double
-BOUNDS = {"minimum": 1, "exclusiveMinimum": 1, "maximum": -1, "exclusiveMaximum": -1}  # and the sign of what is within
+BOUNDS = {"minimum": 1, "exclusiveMinimum": 1, "maximum": -1, "exclusiveMaximum": -1}  # the sign of numbers within
 _FORMAT_BOUNDS = {
     "int32": {"minimum": -(2**31), "maximum": 2**31 - 1},
     "int64": {"minimum": -LARGEST_BOUND, "maximum": LARGEST_BOUND},
 }
 _CLASS = re.compile(r"\\.|\.|\[(?:\\.|[^\]\\])*", re.DOTALL)  # or, outside, an escape or any character
 _SET_SIGN = re.compile(r"\\.|[\[&~]", re.DOTALL)  # or an escape
-# What stands for several characters, where what is meant differs between JavaScript, Python and Rust: those that all of
-# them mean. In a class that excludes characters: those that any of them means.
+# Signs whose characters differ between JavaScript, Python and Rust: those that all three mean, or in a class that
+# excludes characters, those that any of them means.
 _MEANT = {
     ".": r"[^\n\r\u2028\u2029]",
     r"\s": r"[\s--\x85]",
@@ -89,7 +89,7 @@ _ONE = ("items", "additionalItems", "additionalProperties")
 
 
 def rewritten(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema for llguidance. What it does not know how to rewrite stays, for llguidance to refuse."""
+    """The schema for llguidance. Unknown keywords stay, for llguidance to refuse."""
     return _rewritten(schema, _Comparison(schema))
 
 
@@ -105,7 +105,7 @@ def _rewritten(schema: Mapping[str, Any], comparison: _Comparison) -> dict[str, 
             new[key] = list(map(inner, value))
         elif key in _ONE:
             new[key] = inner(value)
-    if not isinstance(new.get("items"), list):  # else it says nothing, and llguidance would leave out prefixItems
+    if not isinstance(new.get("items"), list):  # then it has no effect, but llguidance would ignore prefixItems
         new.pop("additionalItems", None)
     _limit_names(new)
     _narrow_bounds(new)
@@ -125,7 +125,7 @@ def _rewritten(schema: Mapping[str, Any], comparison: _Comparison) -> dict[str, 
 
 
 def _pattern(text: str) -> str:
-    """JavaScript's regular expression as Rust's: in a class, brackets and operators of sets stand for themselves."""
+    """JavaScript's regular expression as Rust's: in a class, brackets and operators of sets are escaped."""
     return _CLASS.sub(_part_of_pattern, text)
 
 
@@ -140,7 +140,7 @@ def _part_of_pattern(part: re.Match[str]) -> str:
 
 
 def _conditions(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What a format means, which is taken out of the schema."""
+    """Takes the format out of a schema; yields schemas that mean the same."""
     format = schema.get("format")
     if not isinstance(format, str):
         return
@@ -158,7 +158,7 @@ def _conditions(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _narrow_bounds(schema: dict[str, Any]) -> None:
-    """Moves the bounds that llguidance would round to doubles within them, and within 64 bits."""
+    """Moves bounds that llguidance would round to doubles inside them, and inside 64 bits."""
     for key, within in BOUNDS.items():
         bound = schema.get(key)
         if not isinstance(bound, int | float) or isinstance(bound, bool):
@@ -173,7 +173,7 @@ def _narrow_bounds(schema: dict[str, Any]) -> None:
 
 
 def _limit_names(schema: dict[str, Any]) -> None:
-    """Spells `propertyNames` as `patternProperties`, where nothing else says which names there may be."""
+    """Spells `propertyNames` as `patternProperties`, if nothing else limits the names."""
     names = schema.get("propertyNames")
     if not isinstance(names, Mapping) or {"properties", "patternProperties", "required"} & schema.keys():
         return
@@ -196,7 +196,7 @@ def _limit_names(schema: dict[str, Any]) -> None:
 
 
 def original_path(path: str, schema: object) -> str:
-    """The path in a schema of what is at a path in the rewritten one."""
+    """The path in the original schema of a path in the rewritten one."""
     kept, steps = list[str](), path.split("/")[1:]
     for step in steps:
         if isinstance(schema, Mapping) and step == "anyOf" and step not in schema:
@@ -212,13 +212,13 @@ def original_path(path: str, schema: object) -> str:
 
 
 class _Comparison:
-    """Finds schemas that no value can meet both. root: what their references refer to."""
+    """Finds pairs of schemas that no value meets both of. root: the document of their references."""
 
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root, self._left, self._depth = root, _MOST_COMPARED, 0
 
     def exclude_each_other(self, choices: list[Any]) -> bool:
-        """Whether no value can meet two of the schemas, as far as can be seen; then `oneOf` is `anyOf`."""
+        """Whether it is certain that no value meets two of the schemas; then `oneOf` is `anyOf`."""
         return all(self._disjoint(*pair) for pair in combinations(choices, 2))
 
     def _disjoint(self, one: Any, other: Any) -> bool:
@@ -301,7 +301,7 @@ def _required(schema: Mapping[str, Any]) -> list[str]:
 
 
 def _member(schema: Mapping[str, Any], name: str) -> Any:
-    """The schema of a member; True where it may be anything. One that is not required may be missing, too."""
+    """The schema of a member, True if it may be anything, False if it may not exist."""
     properties = schema.get("properties")
     if isinstance(properties, Mapping) and name in properties:
         return properties[name]

@@ -1,4 +1,4 @@
-"""Which tokens may not come next, as transformers' processors of the settings' names have it. No torch."""
+"""The tokens that settings ban, as transformers' processors of the same names do. No torch."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from gptcli.settings import SamplingConfig
 
 
 def always_banned(config: SamplingConfig) -> set[int]:
-    """The tokens that a config bans wherever they come."""
+    """The tokens that a config bans everywhere."""
     return {*config.suppress_tokens, *(word[0] for word in config.bad_words_ids if len(word) == 1)}
 
 
 def banned_next(config: SamplingConfig, history: Sequence[int], *, begins: bool) -> Iterator[int]:
-    """The tokens that a config bans after a history, the prompt's ids included, beside those that it always bans.
+    """The tokens that a config bans after a history, beside those of `always_banned`.
 
-    begins: whether the text's first token is to be drawn.
+    history: with the prompt's ids. begins: whether the text's first token is drawn.
     """
     if begins:
         yield from config.begin_suppress_tokens
     for word in config.bad_words_ids:
-        # A single token is banned always. transformers counts no word that is longer than the history and a token.
+        # Single tokens are always banned. As in transformers, a word must fit into the history and a token.
         if 1 < len(word) <= len(history) + 1 and tuple(history[1 - len(word) :]) == word[:-1]:
             yield word[-1]
     if 0 < config.no_repeat_ngram_size <= len(history):
@@ -28,12 +28,12 @@ def banned_next(config: SamplingConfig, history: Sequence[int], *, begins: bool)
 
 
 def within(vocabulary: int, tokens: Iterable[int]) -> list[int]:
-    """Those of the tokens that a vocabulary has: the others cannot be drawn anyway."""
+    """The tokens within a vocabulary: others are never drawn."""
     return [token for token in tokens if token < vocabulary]
 
 
 def _repeating(history: Sequence[int], size: int) -> Iterator[int]:
-    """The tokens with which the last `size` tokens of the history would be there twice."""
+    """The tokens that would make the last `size` tokens a repetition."""
     if size == 1:
         yield from set(history)
         return

@@ -1,4 +1,4 @@
-"""What limits the tokens that may come next, such as a grammar. No torch."""
+"""The protocol of constraints, which limit the next token; a grammar is one. No torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 TokenMask: TypeAlias = "WriteableBuffer"
-"""One bit a token, set if it may be drawn: bit `id % 32` of the 32-bit word `id // 32`, in the machine's byte order.
+"""A bit for each token, set if it may be drawn: bit `id % 32` of the 32-bit word `id // 32`, in native byte order.
 
 Any writable buffer of at least `mask_words(vocabulary)` words, as llguidance and xgrammar fill it.
 """
@@ -25,23 +25,23 @@ class Constraint(Protocol):
         """Whether nothing may follow, so that the text ends."""
 
     def allowed(self) -> TokenMask | None:
-        """The tokens that may come next, None for all. The buffer may be used again after `accept`."""
+        """The tokens that may come next, None for all. `accept` may overwrite the buffer."""
 
     def forced(self) -> Sequence[int]:
-        """The tokens that must come next, those that are known; empty where there is a choice."""
+        """The tokens that must come next, as far as they are known; empty if there is a choice."""
 
     def fitting(self, tokens: Sequence[int]) -> int:
-        """How many of the tokens, one after another, may come next."""
+        """The number of leading tokens that may come next, one after another."""
 
     def accept(self, token: int) -> None:
-        """Takes the next token; one that ends the text, too."""
+        """Takes the next token, even one that ends the text."""
 
 
 def mask_words(vocabulary: int) -> int:
-    """How many 32-bit words the mask of so many tokens has."""
+    """The number of 32-bit words in a mask of a vocabulary."""
     return (vocabulary + 31) // 32
 
 
 def nothing_allowed() -> UsageError:
-    """What a sampler raises if mask, bans and biases leave no token."""
+    """The error of a sampler if mask, bans and biases leave no token."""
     return UsageError("no token is left that may be drawn")

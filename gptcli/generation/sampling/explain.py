@@ -1,4 +1,4 @@
-"""Explains how a token came to be drawn, from the very stages that it was drawn from."""
+"""Explains a draw from the stages that it was made from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gptcli.generation.sampling.filters import Stage
 
 
 def explain(logits: Tensor, passed: Sequence[Stage], token: int) -> Explanation:
-    """Says what each of the `filters.stages` did to the model's distribution, logits (vocab,), and to the token."""
+    """The effect of each of `filters.stages` on the token and on the model's distribution, of logits (vocab,)."""
     probabilities = logits.softmax(0)
     count, mass = int((logits > -math.inf).sum()), 1.0
     effects = []

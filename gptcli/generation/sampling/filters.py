@@ -1,7 +1,7 @@
 """The filters that a model's logits pass before a token is drawn: pure functions.
 
-A constraint's mask is first, then what is banned. Then their order is llama.cpp's: bias, penalties, top-k, top-p,
-min-p, temperature. `kernels/c/sample.c` has the same in C.
+A constraint's mask is first, then bans. The rest is in llama.cpp's order: bias, penalties, top-k, top-p, min-p,
+temperature. `kernels/c/sample.c` has the same in C.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gptcli.settings import MAX_TEMPERATURE, SamplingConfig
 
-# Far more candidates than carry probability in practice, and a twentieth of the cost of sorting a vocabulary.
+# More candidates than carry probability in practice, at a twentieth of the cost of sorting a vocabulary.
 _FIRST_CANDIDATES = 1024
 
 
@@ -25,7 +25,7 @@ def keep_allowed(logits: Tensor, allowed: Tensor) -> Tensor:
 
 
 def ban(logits: Tensor, banned: Sequence[int]) -> Tensor:
-    """Makes -inf of the logits (vocab,) of single tokens."""
+    """Sets the logits (vocab,) of banned tokens to -inf."""
     return logits.index_fill(0, torch.tensor(banned, device=logits.device), -math.inf)
 
 
@@ -72,7 +72,7 @@ def keep_min_p(ordered: Tensor, p: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a filter leaves: logits (n,) and the ids of their tokens (n,), or None for the vocabulary in its order."""
+    """The result of a filter: logits (n,) and their tokens' ids (n,); None: the vocabulary in its order."""
 
     name: str
     logits: Tensor
@@ -88,11 +88,11 @@ def stages(
     banned: Sequence[int] = (),
     whole: bool = False,
 ) -> Iterator[Stage]:
-    """Yields what each active filter makes of logits (vocab,); the token is drawn from the last stage.
+    """Yields the stage after each active filter of logits (vocab,); the token is drawn from the last one.
 
-    allowed: a constraint's mask (vocab,). recent: the tokens to penalize. Both are None if there are none. banned: ids
-    that `banned_next` gives. whole: each stage has all that its filter leaves, and not only as many as the next filters
-    can keep.
+    allowed: a constraint's mask (vocab,), if there is one. recent: the tokens to penalize (n,), if there are any.
+    banned: ids of `banned_next`. whole: stages have all tokens that their filter leaves, not only as many as the next
+    filters can keep.
     """
     if allowed is not None:
         logits = keep_allowed(logits, allowed)
@@ -124,7 +124,7 @@ def stages(
 
 
 def _cuts(config: SamplingConfig) -> Iterator[tuple[str, Callable[[Tensor, Tensor], Tensor]]]:
-    """The active filters after top-k: each keeps the first of descending logits (n,), given the total for top-p."""
+    """The active filters after top-k: each keeps a prefix of descending logits (n,), given the total for top-p."""
     if config.top_p < 1:
         yield "top_p", lambda ordered, total: keep_top_p(ordered, config.top_p, total)
     if config.min_p > 0:
@@ -132,14 +132,14 @@ def _cuts(config: SamplingConfig) -> Iterator[tuple[str, Callable[[Tensor, Tenso
 
 
 def _at_temperature(logits: Tensor, greatest: Tensor, config: SamplingConfig) -> Tensor:
-    # Subtracting the greatest first keeps a tiny temperature from overflowing.
+    # Subtracts the greatest first: a tiny temperature would overflow.
     return (logits - greatest) / min(config.temperature, MAX_TEMPERATURE)
 
 
 def _candidates(logits: Tensor, config: SamplingConfig, whole: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Returns descending logits, their ids, and the logsumexp of the distribution that top-p sees.
 
-    Without top-k they are as many as top-p and min-p can keep: sorting a vocabulary costs more than drawing a token.
+    Without top-k these are as many as top-p and min-p can keep: sorting a vocabulary costs more than a draw.
     """
     if config.top_k:
         ordered, ids = keep_top_k(logits, config.top_k)

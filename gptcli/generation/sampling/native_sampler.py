@@ -1,4 +1,4 @@
-"""Draws tokens in compiled code: what torch_sampler.py does, in a third of the time. No torch."""
+"""Draws tokens in compiled code, in a third of torch_sampler.py's time. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gptcli.generation.sampling.constraint import TokenMask, mask_words, nothing
 from gptcli.kernels.bindings import Draw, Functions
 from gptcli.settings import MAX_TEMPERATURE, SamplingConfig, random_seed
 
-# SamplingConfig's fields that are applied here; sample.c filters by each of them but the seed, given what is banned.
+# SamplingConfig's fields that are applied here; sample.c applies all but the seed, given the banned ids.
 _APPLIED = frozenset(
     """
     temperature top_k top_p min_p repeat_penalty repeat_last_n presence_penalty frequency_penalty logit_bias
@@ -23,12 +23,12 @@ _APPLIED = frozenset(
 
 
 def native_can_sample(config: SamplingConfig) -> bool:
-    """Whether `NativeSampler` applies all that a config sets: fields unknown to it must have their defaults."""
+    """Whether `NativeSampler` applies all of a config: fields that it does not know must have their defaults."""
     return all(field.name in _APPLIED or getattr(config, field.name) == field.default for field in fields(config))
 
 
 class HostLogits(Protocol):
-    """Contiguous fp32 logits in main memory: a tensor, or a snapshot's, without torch."""
+    """Contiguous fp32 logits (vocab,) in main memory: a tensor, or a snapshot's without torch."""
 
     def data_ptr(self) -> int:
         """The address of the first."""
@@ -48,7 +48,7 @@ class NativeSampler:
         self.repeats = config.greedy and not config.bans
         self._library, self._config, self._random = library, config, Random(self.seed)
         biased = [token for token, _ in config.logit_bias]
-        # Draw has only the addresses of these arrays, so that they must live as long.
+        # Draw has only the addresses of these arrays, so they must live as long.
         self._banned = _integers(within(vocabulary, banned | always_banned(config)))
         self._biased = _integers(biased)
         self._mask = ctypes.c_uint32 * mask_words(vocabulary)

@@ -1,4 +1,4 @@
-"""Records how probable drawn tokens were, from logits in main memory. No torch."""
+"""Records the log-probabilities of drawn tokens, from logits in main memory. No torch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from gptcli.generation.sampling.native_sampler import HostLogits, NativeSampler
 
 
 class RecordingSampler:
-    """Draws as another sampler does; see `sampling.sampler.Sampler`.
+    """Draws with another sampler; see `sampling.sampler.Sampler`.
 
-    vocabulary, banned: the other's. alternatives: how many of the likeliest tokens are recorded with each.
+    vocabulary, banned: the other's. alternatives: the number of likeliest tokens recorded with each.
     """
 
     records, repeats = True, False

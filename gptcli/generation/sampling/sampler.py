@@ -1,4 +1,4 @@
-"""What draws the next token, and the choice between compiled code and torch."""
+"""The protocol of samplers, and the choice between compiled code and torch."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ class Sampler(Protocol):
     records: bool
     """Whether `sample` records how each token was drawn."""
     repeats: bool
-    """Whether `sample` draws the same again from the same: greedily, without a state."""
+    """Whether equal arguments always give the same token: greedy, without a state."""
 
     @property
     def seed(self) -> int:
-        """The seed it draws with: the configured one, else a random one."""
+        """The configured seed, else a random one."""
 
     def sample(
         self, logits: Logits, history: Sequence[int], allowed: TokenMask | None = None
     ) -> tuple[int, StepLogprobs | None]:
-        """Draws a token from the model's logits (vocab,), given the ids before it; returns what it records, too.
+        """Draws a token from the model's logits (vocab,), given the ids before it; returns its record, too.
 
-        allowed: the tokens that may be drawn, None for all. It comes before all filters, and no bias brings a token
-        back. Raises UsageError if no token is left.
+        allowed: the tokens that may be drawn, None for all. It precedes all filters, and no bias brings a token back.
+        Raises UsageError if no token is left.
         """
 
     def take(self, logits: Logits, token: int) -> StepLogprobs | None:
-        """Takes a token that is forced, without a draw; returns what it records."""
+        """Takes a forced token, without a draw; returns its record."""
 
 
 def make_sampler(
@@ -49,11 +49,10 @@ def make_sampler(
     logprobs: int | None = None,
     explain: bool = False,
 ) -> Sampler:
-    """A compiled sampler where it can do what is asked, else one in torch.
+    """A compiled sampler if it supports the request, else one in torch.
 
-    library: the kernels, or None where they cannot read the logits. banned: tokens that must not be drawn.
-    logprobs: records each token's log-probability, and those of this many alternatives. explain: records what the
-    filters did.
+    library: the kernels, None if they cannot read the logits. banned: tokens that must not be drawn. logprobs: records
+    each token's log-probability, and those of this many alternatives. explain: records the filters' effects.
     """
     if library is not None and not explain and native_can_sample(config):
         native = NativeSampler(library, config, tokenizer.size, banned)

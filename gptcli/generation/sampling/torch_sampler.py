@@ -1,4 +1,4 @@
-"""Draws tokens in torch, on the device that the logits are on, and records how each was drawn."""
+"""Draws tokens in torch, on the logits' device, and records how each was drawn."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from gptcli.settings import SamplingConfig, random_seed
 class TorchSampler:
     """Draws the tokens of one text; see `sampling.sampler.Sampler`.
 
-    vocabulary: how many tokens there are; the logits after those are padding. banned: tokens that must not be drawn.
-    token_bytes: gives a token's bytes, for records. logprobs and explain: see `make_sampler`.
+    vocabulary: number of tokens; later logits are padding. banned: tokens that must not be drawn. token_bytes: gives a
+    token's bytes, for records. logprobs, explain: see `make_sampler`.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class TorchSampler:
         return self._step(logits, token, explain(logits, forced, token) if self._explain else None)
 
     def _possible(self, logits: Tensor) -> Tensor:
-        """Logits without padding and banned tokens, which records do not count either."""
+        """Logits without padding and banned tokens, which records leave out, too."""
         logits = logits[: self._vocabulary]
         return ban(logits, self._banned) if self._banned else logits
 
@@ -78,7 +78,7 @@ class TorchSampler:
         return within(self._vocabulary, banned)
 
     def _draw(self, last: Stage, *, limited: bool) -> int:
-        """The token at which a random share of the probability that is left is reached."""
+        """The token at which the cumulative probability reaches a random share."""
         if self._config.greedy:
             index = torch.zeros(1, dtype=torch.int64, device=last.logits.device)
         else:

@@ -1,4 +1,4 @@
-"""Caches of texts that run together: what a text has in common with another is copied, not run again. No torch."""
+"""Caches of texts that run together; a common prefix of two texts is copied, not run again. No torch."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class CachePool:
         self._kept: deque[Cache] = deque()
 
     def most_common(self, text: Sequence[int]) -> int:
-        """How many of a text's first tokens some cache holds."""
+        """The most of a text's first tokens that a cache holds."""
         return max((self._common(cache, text) for cache in (*self._kept, *self._in_use)), default=0)
 
     def take(self, text: Sequence[int]) -> Cache:
-        """A cache for a text. It holds as many of its first tokens as any other does, if copying them is worth it."""
+        """A cache for a text, with as many of its first tokens as another cache has, if copying is worth it."""
         cache = self._with_common(text) or self._engine.new_cache()
         self._in_use.append(cache)
         return cache
@@ -43,14 +43,14 @@ class CachePool:
         self._in_use = [each for each in self._in_use if each is not cache]
 
     def drop_kept(self) -> bool:
-        """Frees those of texts that have ended; whether there were any."""
+        """Frees the caches of texts that have ended; returns whether there were any."""
         dropped = bool(self._kept)
         self._kept.clear()
         return dropped
 
     def _common(self, cache: Cache, text: Sequence[int]) -> int:
         tokens = cache.tokens
-        # Most texts differ at once: none of those is looked at token by token.
+        # Most texts differ at once, and are not compared token by token.
         return common_length(tokens, text) if tokens[:WORTH_COPYING] == text[:WORTH_COPYING] else 0
 
     def _with_common(self, text: Sequence[int]) -> Cache | None:

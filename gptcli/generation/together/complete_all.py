@@ -1,4 +1,4 @@
-"""Whole texts from a stream of requests: a request is taken once there is room for it. No torch."""
+"""Completes a stream of requests, each taken once there is room for it. No torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gptcli.generation.together.continuous_batch import ContinuousBatch
 from gptcli.generation.together.job import Job
 from gptcli.runtime.engine import Cancelled
 
-Ready = TypeVar("Ready")  # what is an answer already
+Ready = TypeVar("Ready")  # an answer without a job
 
 _MOST_HELD = 256  # answers that wait for an earlier one
 
@@ -24,7 +24,7 @@ def complete_all(
     cancelled: Cancelled,
     wait: Callable[[], object],
 ) -> Iterator[tuple[int, Completed | GptcliError | Ready]]:
-    """See `LanguageModel.complete_many`; jobs: its requests, or answers in place of them."""
+    """See `LanguageModel.complete_many`. jobs: its requests, or answers in their place."""
     batch, source = ContinuousBatch(parallel), iter(jobs)
     running = dict[Job, tuple[int, list[Event]]]()
     answers = dict[int, Completed | GptcliError | Ready]()

@@ -1,6 +1,6 @@
-"""Many texts at once: each step is one for all that run, and texts come and go at any step. No torch.
+"""Runs many texts in shared steps; texts join and leave at any step. No torch.
 
-As in vLLM's scheduler, a step has a budget of tokens: first one for each text that draws, then parts of new prompts.
+As in vLLM's scheduler, a step has a budget of tokens: first one for each text that draws, then pieces of new prompts.
 """
 
 from __future__ import annotations
@@ -13,14 +13,11 @@ from gptcli.generation.together.job import Job
 from gptcli.model.common_prefix import common_length
 from gptcli.runtime.engine import MOST_ROWS, Engine, Extension
 
-STEP_TOKENS = 512  # that a step runs at most, so that no text waits long for the prompts of others
+STEP_TOKENS = 512  # of a step at most, so that no text waits long for the prompts of others
 
 
 class ContinuousBatch:
-    """Texts that share steps.
-
-    parallel: how many at most; None for as many as gain by it and fit into the memory.
-    """
+    """Texts that share steps. parallel: how many at most; None: as many as gain by it and fit into the memory."""
 
     def __init__(self, parallel: int | None = None) -> None:
         self._parallel = parallel
@@ -41,7 +38,7 @@ class ContinuousBatch:
         return bool(self._waiting)
 
     def add(self, job: Job) -> None:
-        """Lets a text run as soon as there is room for it, after those that came before."""
+        """Runs a text once there is room for it, after those added before."""
         self._waiting.append(job)
 
     def cancel(self) -> None:
@@ -50,7 +47,7 @@ class ContinuousBatch:
             job.cancelled = True
 
     def step(self) -> list[Job]:
-        """Runs a step of all texts for which there is room; returns those that have said something or ended.
+        """Runs a step of all texts that have room; returns those with new text or an end.
 
         A text that fails ends alone, with its error.
         """
@@ -91,7 +88,7 @@ class ContinuousBatch:
         return any([pool.drop_kept() for pool in self._pools.values()])
 
     def _planned(self) -> dict[Job, Extension]:
-        """What the next step runs of which texts."""
+        """The tokens of each text that the next step runs."""
         parts = dict[Job, Extension]()
         drawing = [job for job in self._running if job.cache is not None and job.uncached == 1]
         left = STEP_TOKENS - len(drawing)
@@ -104,13 +101,13 @@ class ContinuousBatch:
                 start = job.cache.length if job.cache else 0
                 tokens = job.completion.history[start : start + left]
                 if 1 < len(tokens) == job.uncached and not job.engine.most_ahead(job.cache):
-                    tokens = tokens[:-1]  # a state goes back to where a step ended: other texts copy it from there
+                    tokens = tokens[:-1]  # a state can be copied only at the end of a step
                 left -= len(tokens)
                 parts[job] = Extension(job.cache, tokens)
         return parts
 
     def _begins(self, job: Job) -> bool:
-        """Gives a text its cache, unless one before it is still running what both begin with."""
+        """Gives a text its cache, unless a text before it is still running their common prefix."""
         prompt = job.completion.history[:-1]
         pool = self._pools.setdefault(job.engine, CachePool(job.engine))
         enough = pool.most_common(prompt) + WORTH_COPYING
@@ -122,7 +119,7 @@ class ContinuousBatch:
         return True
 
     def _retry_without_memory(self) -> None:
-        """Lets texts that ran out of memory try again: after kept caches are freed, or once the newest one waits."""
+        """Retries texts that ran out of memory: after kept caches are freed, or once the newest text waits."""
         short = [job for job in self._running if isinstance(job.completion.error, OutOfMemory)]
         if not short:
             return

@@ -16,7 +16,7 @@ from gptcli.runtime.engine import Cache, Engine, Logits
 class Job:
     """A text among others. cancelled: once true, it ends with reason "interrupt" at the next step.
 
-    admitted: whether it has ever had a place in a step. cache: None while it has nothing to go on from.
+    admitted: whether it has ever been among the running texts. cache: None until it begins.
     """
 
     engine: Engine
@@ -29,28 +29,28 @@ class Job:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing is drawn any more."""
+        """Whether no more tokens are drawn."""
         return self.completion.reason is not None or self.completion.error is not None
 
     @property
     def room(self) -> int:
-        """Tokens that it may come to have."""
+        """The most tokens that it can have, with the prompt's."""
         most, context = self.completion.stop.max_tokens, self.engine.ctx_size
         return context if most < 0 else min(context, self.completion.prompt_tokens + most)
 
     @property
     def uncached(self) -> int:
-        """How many tokens must be run before the next one is drawn, at least one."""
+        """The number of tokens to run before the next draw."""
         return len(self.completion.history) - (self.cache.length if self.cache else 0)
 
     def begin(self, cache: Cache) -> None:
-        """Goes on from what a cache holds of it."""
+        """Begins after the tokens that a cache has of it."""
         self.cache = cache
         if self._begun_at is None:
             self._begun_at, self.timing.prefilled = time.perf_counter(), self.uncached
 
     def take(self, tokens: Sequence[int], logits: Sequence[Logits]) -> None:
-        """Draws after each of the tokens that were run, as long as what is drawn is what was run ahead."""
+        """Draws after each token that was run, as long as the drawn token is the next that was run ahead."""
         completion, cache = self.completion, self.cache
         assert cache is not None and self._begun_at is not None
         self.timing.prefill_s = self.timing.prefill_s or time.perf_counter() - self._begun_at
@@ -59,7 +59,7 @@ class Job:
                 completion.take(own)
                 if self.ended or completion.history[-1] != ahead:
                     break
-        except GptcliError as error:  # a constraint that cannot be met, say
+        except GptcliError as error:  # for example of a constraint that cannot be met
             completion.error = error
         if not self.ended:
             if self.uncached < 1:
@@ -77,7 +77,7 @@ class Job:
         completion.end_at_the_contexts_end(self.engine.ctx_size)
 
     def events(self) -> Iterator[Event | GptcliError]:
-        """What it has said since it was last asked; once it has ended, how."""
+        """Its events since the last call; once it has ended, its end."""
         while self.completion.said:
             yield self.completion.said.popleft()
         if self.ended:

@@ -1,1 +1,1 @@
-"""GGUF's architectures as data, related ones in one module: each has them in a dict ARCHITECTURES."""
+"""GGUF's architectures as data, related ones in one module, in its dict ARCHITECTURES."""

@@ -1,4 +1,4 @@
-"""GGUF's architectures of Gemma: what each calls things."""
+"""GGUF's architectures of Gemma: their names and fields."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _gemma3(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gemma_scale(config: dict[str, Any], layers_of_27b: int) -> float:
-    """What scores are divided by the root of, which files do not say: llama.cpp knows it by the number of layers."""
+    """`query_pre_attn_scalar`, which files lack: llama.cpp knows it by the number of layers."""
     if config["num_hidden_layers"] == layers_of_27b:
         return float(config["hidden_size"] // config["num_attention_heads"])
     return float(config["head_dim"])
@@ -122,7 +122,7 @@ def _rows(fields: Fields, tensor: str) -> int:
 
 
 def _heads(fields: Fields, types: list[str]) -> tuple[int, int]:
-    """How many heads keys have in sliding layers, and in full ones."""
+    """The number of key-value heads in sliding layers, and in full ones."""
     found: list[int] = []
     each = fields.per_layer("attention.head_count_kv", len(types))
     for wanted in ("sliding_attention", "full_attention"):
@@ -147,7 +147,7 @@ def _experts(fields: Fields) -> dict[str, Any]:
 
 
 def _ropes(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
-    """RoPE by type of layer. Full ones turn the first pairs of channels, which a tensor of factors says."""
+    """RoPE by type of layer. Full layers rotate the first pairs of channels; a tensor of factors says how many."""
     factors = (config.pop("rope_scaling") or {}).get("short_factor", [])
     turned = factors.count(1.0)
     if not turned or factors != [1.0] * turned + [_UNTURNED] * (config["head_dim"] // 2 - turned):

@@ -1,21 +1,15 @@
-"""GGUF's architectures of GPT-2 and its relatives, whose MLPs have no gate: what each calls things."""
+"""GGUF's architectures of GPT-2 and its relatives, whose MLPs have no gate: their names and fields."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
-from gptcli.gguf.naming import (
-    ATTENTION,
-    NORMS,
-    TOP,
-    Fields,
-    GgufArchitecture,
-)
+from gptcli.gguf.naming import ATTENTION, NORMS, TOP, Fields, GgufArchitecture
 
 
 def _no_groups(fields: Fields, config: dict[str, Any]) -> None:
-    """Takes out the number of heads for keys and values, which is that of all heads."""
+    """Removes the number of key-value heads, which must be that of all heads."""
     if config.pop("num_key_value_heads") != config["num_attention_heads"]:
         raise fields.file.unsupported("heads that share keys and values are not read in this architecture")
 

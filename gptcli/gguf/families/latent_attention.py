@@ -1,4 +1,4 @@
-"""GGUF's architectures with latent attention: what each calls things."""
+"""GGUF's architectures with latent attention: their names and fields."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gptcli.gguf.naming import (
 
 
 def _latent(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
-    """Latent attention, whether a file's keys and values are those of heads or the latent's."""
+    """The fields of latent attention, for files with lengths of heads and for files with those of the latent."""
     config.pop("partial_rotary_factor", None)
     config["num_key_value_heads"] = config["num_attention_heads"]
     rope_dim, length = fields.integer("rope.dimension_count"), config.pop("head_dim")
@@ -54,7 +54,7 @@ def _deepseek2(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-# Groups of experts and how many are used, by layers and experts: old files of DeepSeek V2 and V3 do not say so.
+# Groups of experts and how many are used, by layers and experts: old files of DeepSeek V2 and V3 lack them.
 _GROUPS = {(60, 160): (8, 3), (61, 256): (8, 4)}
 _LATENT_ATTENTION = {
     "attn_q": "self_attn.q_proj",

@@ -1,4 +1,4 @@
-"""GGUF's architectures of Llama and its relatives: what each calls things."""
+"""GGUF's architectures of Llama and its relatives: their names and fields."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _granite(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _minicpm(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
-    """Granite's multipliers, which old files leave to the program that reads them."""
+    """Granite's multipliers; old files lack them and are refused."""
     for name in ("embedding_scale", "residual_scale", "logit_scale"):
         if fields.number(name) is None:
             raise fields.file.unsupported(f"minicpm.{name} is missing", "convert the model with a newer llama.cpp")

@@ -1,4 +1,4 @@
-"""GGUF's architectures with mixtures of experts: what each calls things."""
+"""GGUF's architectures with mixtures of experts: their names and fields."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gptcli.gguf.naming import (
     stacked_experts,
 )
 
-_PHI_MAGNITUDE = 1.243163121016122  # of LongRoPE in every Phi 3.5 MoE, which files do not say
+_PHI_MAGNITUDE = 1.243163121016122  # of LongRoPE in every Phi 3.5 MoE; files lack it
 
 
 def _qwen_moe(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
@@ -101,9 +101,7 @@ def _ernie_moe(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
 def _minimax_m2(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     fields.expect("expert_gating_func", 0, 2)
     config["intermediate_size"] = fields.integer("expert_feed_forward_length")
-    return {
-        **experts_of(fields, "num_local_experts"),
-    }
+    return experts_of(fields, "num_local_experts")
 
 
 def _hunyuan_moe(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +133,7 @@ def _phimoe(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _llama4(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
-    """Files leave chunks, RoPE's layers and the scale of far positions to the program that reads them."""
+    """Files lack the chunks, the layers with RoPE and the scale of far positions, which are these."""
     layers, experts = config["num_hidden_layers"], fields.integer("expert_count")
     fields.expect("attention.sliding_window", _LLAMA4_CHUNK)  # llama.cpp takes any other for this one; 0 is unclear
     fields.expect("expert_gating_func", 0, 2)
@@ -163,7 +161,6 @@ _ROUTER = {"ffn_gate_inp": "mlp.gate"}
 _CORRECTION = {"exp_probs_b": "mlp.gate.e_score_correction_bias"}
 _DOTS1 = GgufArchitecture(
     model_type="dots1",
-    read_only=True,
     block=LLAMA
     | QK_NORMS
     | stacked_experts("mlp.switch_mlp")
@@ -218,8 +215,8 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
         extra=_llama4,
     ),
     "granitemoe": GgufArchitecture(
-        model_type="granitemoe",  # or granitemoeshared
-        read_only=True,
+        model_type="granitemoe",
+        others=("granitemoeshared",),
         pairs=True,
         block=ATTENTION
         | NORMS
@@ -238,12 +235,11 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
         _DOTS1,
         model_type="glm4_moe",
         partial=True,
-        block={**_DOTS1.block, "post_attention_norm": "post_attention_layernorm"},
+        block={"post_attention_norm": "post_attention_layernorm", **_DOTS1.block},
         extra=_glm4_moe,
     ),
     "ernie4_5-moe": GgufArchitecture(
         model_type="ernie4_5_moe",
-        read_only=True,
         block=LLAMA
         | stacked_experts("mlp.switch_mlp")
         | shared_expert("mlp.shared_experts")
@@ -253,7 +249,6 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     ),
     "minimax-m2": GgufArchitecture(
         model_type="minimax_m2",
-        read_only=True,
         partial=True,
         block=ATTENTION
         | QK_NORMS

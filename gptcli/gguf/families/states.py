@@ -1,4 +1,4 @@
-"""GGUF's architectures in which layers keep a state: what each calls things."""
+"""GGUF's architectures in which layers keep a state: their names and fields."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def _mamba(module: str) -> dict[str, str]:
 
 
 def _without(config: dict[str, Any], *names: str) -> None:
-    """Takes out what the family does not read."""
+    """Removes fields that the family does not read."""
     for name in names:
         config.pop(name, None)
 
 
 def _mamba_fields(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
-    """The fields that hybrids share, by their names there."""
+    """The fields of Mamba 2, by their names in hybrids."""
     heads, width = fields.integer("ssm.time_step_rank"), fields.integer("ssm.inner_size")
     if heads < 1 or width % heads:
         raise fields.file.broken(f"{width} channels of Mamba 2 cannot be in {heads} heads")
@@ -50,7 +50,7 @@ def _mamba_fields(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _attends(fields: Fields, config: dict[str, Any]) -> list[bool]:
-    """Whether each layer has attention: the others have no heads for keys."""
+    """Whether each layer has attention: other layers have 0 key-value heads."""
     return [heads > 0 for heads in fields.per_layer("attention.head_count_kv", config["num_hidden_layers"])]
 
 
@@ -249,7 +249,6 @@ def _granite_or_bamba(fields: Fields) -> GgufArchitecture | None:
 
 _LFM2 = GgufArchitecture(
     model_type="lfm2",
-    read_only=True,
     states=True,
     block=ATTENTION
     | {

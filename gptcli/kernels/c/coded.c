@@ -10,8 +10,8 @@
 #include <string.h>
 
 enum {
-    SAMPLED_RECORDS = 512, /* that the sixteen are chosen from; bytes that they miss cost space only */
-    MOST_SPELLED = 16,     /* coding is given up when more than one record in this many is spelled out */
+    SAMPLED_RECORDS = 512, /* from which the sixteen are chosen; bytes that the sample misses only cost space */
+    MOST_SPELLED = 16,     /* there is no coding if more than one record in this many would be spelled out */
 };
 
 typedef struct {

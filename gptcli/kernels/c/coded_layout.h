@@ -1,4 +1,4 @@
-/* Where coded matrices keep what (kernels.h describes the layout), and the decoding of one record without vectors. */
+/* Addresses within coded matrices (kernels.h describes the layout), and decoding of one record without vectors. */
 #ifndef GPTCLI_CODED_LAYOUT_H
 #define GPTCLI_CODED_LAYOUT_H
 
@@ -6,8 +6,8 @@
 
 #include <string.h>
 
-/* Where a record keeps a column's code and next byte, and where its lower word. Vector instructions that interleave
- * bytes, then words, within 128 bits restore the columns' order from these. */
+/* The index in a record of a column's code and next byte, and of its lower word. Vector instructions that interleave
+ * bytes, then words, within 128 bits restore the columns' order. */
 static inline int64_t code_index(int64_t column) { return column % 16 / 4 * 16 + column / 16 * 4 + column % 4; }
 static inline int64_t word_index(int64_t column) {
     return column / 32 * 32 + column % 16 / 4 * 8 + column / 16 % 2 * 4 + column % 4;
@@ -32,13 +32,13 @@ static inline void set_coded_pointers(Matrix *matrix) {
     matrix->spelled_from = matrix->spelled_records + matrix->listed;
 }
 
-/* The number of a listed record; past the last, a number that no record has. The index comes from memory that a damaged
- * file may have filled, so it is checked. */
+/* The number of a listed record; past the last, a number that no record has. The index is checked, because it comes from
+ * memory that a damaged file may have filled. */
 static inline int64_t listed_record(const Matrix *matrix, int64_t index) {
     return index < matrix->listed ? matrix->spelled_records[index] : INT64_MAX;
 }
 
-/* The index of the first listed record from `record` on; past its block's last, perhaps, of another block. */
+/* The index of the first listed record from `record` on, which may belong to a later block. */
 static inline int64_t first_listed(const Matrix *matrix, int64_t record) {
     int64_t block = record * RECORD / matrix->columns / BLOCK;
     int64_t low = matrix->spelled_from[block], end = matrix->spelled_from[block + 1];

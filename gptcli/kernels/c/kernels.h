@@ -6,7 +6,7 @@
  *   score.c      log-probabilities of tokens, without keeping logits
  *   attention.c  attention over a cache of keys and values
  *   mixture.c    mixtures of experts
- *   heads.c      products of each head by itself
+ *   heads.c      products of each head by itself, and latent attention of many tokens
  *   recurrence.c convolutions and states that follow a text
  *   program.c    a decoder's step as a list of operations
  *   sample.c     draws a token from logits
@@ -262,7 +262,6 @@ static inline int64_t head_bytes(CacheKind kind, int64_t head_dim, int64_t room)
     return room * (number_bytes(kind) * head_dim + (kind == CACHE_INT8 ? (int64_t)sizeof(float) : 0));
 }
 
-
 /* The attention of one token: queries (heads, head_dim) over positions [start, start + length) of a cache. Consecutive
  * heads / kv_heads queries share a kv head. The heads' keys, and their values, have `room` positions each. */
 typedef struct Attention {
@@ -341,13 +340,16 @@ typedef enum {
     ACTIVATE,   /* `rows` times: out (size) = activation `table` of in, times what follows if stride is 2 * size */
     ADD,        /* out (size) += in * factor, or replaced by it if `table` */
     BY_HEAD,    /* `heads` times: out = in @ matrix.T, then `copied` numbers that follow in `in`; heads are `size` apart in a
-                   row of `stride`, and `out_step` in a row of `out_stride` */
+                   row of `stride`, and `out_step` in a row of `out_stride`; skips texts of EXPAND */
+    EXPAND,     /* out (heads, values): attention of texts with at least `expands_from` tokens, by keys and values of each
+                   head, made from the latents that the ATTEND `borrows` stored. in: queries of `size` in a row of `stride`;
+                   matrices: `heads` for keys, whose last channels follow the latents, then `heads` for values */
     SHARE,      /* out (size) of each choice *= its share, which becomes 1 */
     CONVOLVE,   /* out (size) = the sum of each channel's newest `rows` values in a row of `stride`, times weight (rows, size),
                    plus bias; the state has the last rows - 1 */
     RECUR,      /* out (heads * rows): what heads read of their states. in: values (heads * rows), keys and queries (kv_heads *
-                   size), in rows of `stride`; steps in rows of `out_stride`, behind each head's rate if `corrected`; weight
-                   (2 * heads): the decays, what is added to steps; bias (heads): what is added of the values, or NULL */
+                   size), in rows of `stride`; steps in rows of `out_stride`, after all heads' rates if `corrected`; weight
+                   (2 * heads): the decays, then biases of steps; bias (heads): the share of values to add, or NULL */
     XIELU,      /* out (size) = xIELU of in, with weight (4) */
     CUT_OFF,    /* out (size) in a row of `stride`: less its mean and `factor` standard deviations, at least 0 */
     MULTIPLY,   /* out (size) in a row of `out_stride` *= activation `table` of in, in a row of `stride`, or of weight */
@@ -372,7 +374,7 @@ typedef struct Choice {
 
 typedef struct Op {
     int64_t code;
-    const Matrix *const *matrices; /* one, `rows` of LINEAR, `heads` of BY_HEAD, or `size` of EXPERTS */
+    const Matrix *const *matrices; /* one, `rows` of LINEAR, `heads` of BY_HEAD, twice those of EXPAND, or `size` of EXPERTS */
     const float *in;
     float *out;
     Choice *choices;
@@ -380,10 +382,11 @@ typedef struct Op {
     const float *weight, *bias;
     int64_t rows, size, stride, weight_step, table, heads, kv_heads, window;
     int64_t cache_kind; /* a CacheKind */
-    int64_t keys_at;    /* bytes of a position in the blocks before this one that have the same window */
+    int64_t keys_at;    /* bytes of a position in earlier blocks with the same window */
     int64_t arithmetic, chunked; /* of ATTEND: see Passage; of a LINEAR for logits: how they are summed up */
     int64_t borrows; /* 1 + the number of the ATTEND whose keys and values it reads instead of storing any; 0: it stores */
     int64_t out_stride, out_step, copied;
+    int64_t expands_from; /* the fewest tokens of a text in a step that make it one of EXPAND's; 0: none is */
     int64_t router, groups, top_groups, group_best, renormalize; /* of CHOOSE: see model/config.py's MoeConfig */
     int64_t state_at; /* bytes of a text's states before those of this operation */
     int64_t corrected, tiled; /* of RECUR */
@@ -401,7 +404,7 @@ typedef struct Rotation {
 typedef struct Row {
     uint8_t *memory;
     int64_t room;
-    int64_t cached; /* positions that it holds before this step */
+    int64_t cached; /* positions in it before this step */
 } Row;
 
 /* A text's states of all operations that keep one: before this step, and where those after it go. */
@@ -440,18 +443,26 @@ static inline int64_t text_of(const Frame *frame, int64_t token) {
     return text;
 }
 
+/* Whether a text is one of EXPAND's. */
+static inline int is_expanded(const Op *op, const Frame *frame, int64_t text) {
+    return op->expands_from > 0 && frame->starts[text + 1] - frame->starts[text] >= op->expands_from;
+}
+
 /* An operation that computes each token by itself, for tokens [begin, end). */
 typedef void TokenOp(const Op *op, const Frame *frame, int64_t begin, int64_t end);
 
 /* ---- mixture.c ---- */
 
 TokenOp choose_experts, share_choices, mix_experts;
-int sort_choices(const Op *op, const Frame *frame); /* says each choice its slot */
+int sort_choices(const Op *op, const Frame *frame); /* sets each choice's slot */
 int multiply_experts(const Op *op, const Frame *frame);
 
 /* ---- heads.c ---- */
 
 int multiply_heads(const Op *op, const Frame *frame);
+
+/* EXPAND of one text. row: its latents of all blocks; latents: those of this block. */
+int attend_expanded(const Op *op, const Frame *frame, int64_t text, const Row *row, const uint8_t *latents);
 
 /* ---- recurrence.c ---- */
 
@@ -501,8 +512,8 @@ EXPORT void gptcli_log_sums(const float *logits, int64_t rows, int64_t size, int
 /* ---- dispatch.c: instruction sets ---- */
 
 /* A head's state (rows, size), and what a token does to it: it decays by a factor, gains the outer product of values and
- * keys times `rate`, and is read with queries. If `corrected`, what the state holds for the keys is subtracted from the
- * values first. */
+ * keys times `rate`, and is read with queries. If `corrected`, what keys read of the decayed state is first subtracted
+ * from the values. */
 typedef struct Recurrence {
     int64_t rows, size, corrected;
     float decay, rate;
@@ -626,7 +637,7 @@ void pool_unlock(void);
  * so nobody waits for a thread whose core is busy elsewhere. The pool is locked. */
 void pool_share(Task *task, void *argument);
 
-/* Deals [0, count) out to the tasks of the next pool_share, a range for each thread, ending at a multiple of `even`.
+/* Splits [0, count) among the tasks of the next pool_share: a range for each thread, ending at a multiple of `even`.
  * The pool is locked. */
 void pool_deal(int64_t count, int64_t step, int64_t even);
 

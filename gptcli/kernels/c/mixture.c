@@ -159,7 +159,6 @@ void mix_experts(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
     }
 }
 
-
 void share_choices(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
     (void)frame;
     for (Choice *choice = op->choices + begin * op->rows; choice < op->choices + end * op->rows; choice++) {

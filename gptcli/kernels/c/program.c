@@ -278,6 +278,7 @@ static int attend(const Op *op, const Frame *frame) {
     int status = 0;
     for (int64_t text = 0; text < frame->texts && status == 0; text++) {
         int64_t own = frame->starts[text + 1] - frame->starts[text];
+        if (is_expanded(op, frame, text)) continue;
         if (own > TILE) {
             status = attend_many(op, frame, text);
         } else {
@@ -287,6 +288,15 @@ static int attend(const Op *op, const Frame *frame) {
     }
     if (status == 0 && count > 0) status = gptcli_attention(tokens, count);
     free(tokens);
+    return status;
+}
+
+static int expand(const Op *op, const Frame *frame) {
+    int status = 0;
+    for (int64_t text = 0; text < frame->texts && status == 0; text++) {
+        const Row *row = row_of(op, frame, text);
+        if (is_expanded(op, frame, text)) status = attend_expanded(op, frame, text, row, keys_of(op, row));
+    }
     return status;
 }
 
@@ -319,6 +329,7 @@ static int run_op(const Op *op, const Frame *frame) {
     case LAYER_NORM: on_tokens(norm, op, frame); return 0;
     case LINEAR: return linear(op, frame);
     case BY_HEAD: return multiply_heads(op, frame);
+    case EXPAND: return expand(op, frame);
     case CHOOSE: on_tokens(choose_experts, op, frame); return sort_choices(op, frame);
     case EXPERTS: return multiply_experts(op, frame);
     case SHARE: on_tokens(share_choices, op, frame); return 0;

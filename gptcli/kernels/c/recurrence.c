@@ -1,7 +1,7 @@
-/* What follows a text from its first token on: convolutions over its last tokens, and the states of heads.
+/* Convolutions over a text's last tokens, and recurrent states of heads.
  *
- * A head's state is (rows, size): `rows` values for each of `size` keys. Mamba 2 and gated DeltaNet differ in the rate of
- * what a token writes, and in whether it replaces what the state holds for its keys.
+ * A head's state is (rows, size): `rows` values for each of `size` keys. Mamba 2 and gated DeltaNet differ in the rate at
+ * which a token writes, and in whether it replaces the values stored for its keys.
  */
 #include "kernels.h"
 
@@ -45,7 +45,7 @@ void keep_tails(const Op *op, const Frame *frame) {
 
 static float softplus(float x) { return x > 20 ? x : log1pf(expf(x)); }
 
-/* How fast a token lets a head forget, and how much it writes. */
+/* A token's decay of a head's state, and the rate at which it writes. */
 static void set_rates(const Op *op, const float *steps, int64_t head, Recurrence *token) {
     const float *decays = op->weight, *biases = op->weight + op->heads;
     float step = softplus(steps[op->corrected ? op->heads + head : head] + biases[head]);

@@ -1,4 +1,4 @@
-"""A causal convolution of each channel by itself, which keeps its last inputs from one step to the next."""
+"""A causal convolution, channel by channel, which keeps its last inputs from one step to the next."""
 
 from __future__ import annotations
 

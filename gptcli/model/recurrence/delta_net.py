@@ -1,8 +1,8 @@
-"""Gated DeltaNet (Yang et al., 2024): a state for each head that maps keys to values, and forgets as a token says.
+"""Gated DeltaNet (Yang et al., 2024): a state for each head that maps keys to values.
 
-A token decays the state s (key_dim, value_dim) to a s, reads what it holds for its key k, and writes the difference to
-its value v, times b: s + k (b (v - k s))^T. Then it reads q s. Within a chunk the differences depend on each other as a
-triangular system says.
+A token decays the state s (key_dim, value_dim) to a s, with an a of its own. It writes b times the difference between
+its value v and the value stored for its key k: s + k (b (v - k s))^T. Then it reads q s. Within a chunk, the
+differences solve a triangular system.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _scan(
 
     q and k: (B, heads, T, key_dim); v: (B, heads, T, value_dim); b: (B, heads, T). left and among: see `decays`.
     """
-    depend = b[..., None] * among * (k @ k.mT)  # its strict lower triangle says what each takes from the ones before
+    depend = b[..., None] * among * (k @ k.mT)  # strict lower triangle: how a token depends on earlier ones
     new = b[..., None] * (v - left[..., None] * (k @ state))
     written = torch.linalg.solve_triangular(depend, new, upper=False, unitriangular=True)
     read = left[..., None] * (q @ state) + (among * (q @ k.mT)) @ written

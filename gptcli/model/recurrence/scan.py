@@ -1,18 +1,18 @@
-"""What scans over a text have in common: they run in short chunks, each as matrix products, after the one before."""
+"""What scans over a text share: they run chunk by chunk, each chunk as matrix products."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-CHUNK = 64  # tokens: the products in a chunk grow with its square
+CHUNK = 64  # tokens: a chunk's products grow with its square
 
 
 def decays(logs: Tensor) -> tuple[Tensor, Tensor]:
-    """How much is left at each token of what came before, from the logarithm of each token's decay (B, heads, T).
+    """The share of earlier values that is left at each token, from the logarithms of tokens' decays (B, heads, T).
 
-    Returns what is left of the state before the chunk (B, heads, T), and of what each token added (B, heads, T, T):
-    entry (t, s) is 0 for s after t. The logarithms are summed in fp64, because differences of long sums are small.
+    Returns the shares of the state before the chunk (B, heads, T), and of each token's addition (B, heads, T, T): entry
+    (t, s) is 0 for s after t. The logarithms are summed in fp64, because differences of long sums are small.
     """
     sums = logs.double().cumsum(-1)
     between = sums[..., :, None] - sums[..., None, :]

@@ -1,4 +1,4 @@
-"""The gated short convolution of LFM2 (Liquid AI, 2025), which takes the place of attention in most of its layers."""
+"""The gated short convolution of LFM2 (Liquid AI, 2025), which most of its layers have instead of attention."""
 
 from __future__ import annotations
 

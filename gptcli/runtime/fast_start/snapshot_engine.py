@@ -1,4 +1,4 @@
-"""Runs a snapshot of a decoder: with logits in main memory. No torch."""
+"""Runs a snapshot of a decoder, with logits in main memory. No torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class SnapshotLogits:
-    """One row of logits in memory that it keeps alive."""
+    """One row of logits, in memory that this keeps alive."""
 
     def __init__(self, memory: Memory, offset: int) -> None:
         self._memory, self._offset = memory, offset
@@ -63,7 +63,7 @@ def _score(logits: NDArray[np.float32], total: float, id: int, top: int) -> Toke
 class SnapshotEngine:
     """An `Engine` for texts of up to `room` tokens, whose logits are addresses. Raises MemoryError.
 
-    drop: is called where logits are not finite, so that the next run does not start from this snapshot.
+    drop: called when logits are not finite, so that the next run does not start from this snapshot.
     """
 
     failures: tuple[str, ...] = ()

@@ -1,14 +1,14 @@
-"""The files of a snapshot: a program with the weights that it reads, ready to run. No torch.
+"""The two files of a snapshot: a program and the weights that it reads, ready to run. No torch.
 
-A header, of one way to run a model:
+The header, one for each way to run a model:
 
     32 bytes    the SHA-256 of what follows
-    JSON        the key, the operations, the offsets of what each of them reads, and the checksum of the weights
+    JSON        the key, the operations, the offsets of their weights, and the checksum of the weights
 
-Weights, which headers of one model share where they are the same: as the kernels read them, each piece at a multiple
-of 64 bytes. Their name has the checksum.
+The weights, in the kernels' layout, each matrix or vector at a multiple of 64 bytes. Headers of one model share equal
+weights. The file's name has the checksum.
 
-A snapshot is used only if its key is the wanted one, and all of it is whole.
+A snapshot is used only if its key is the wanted one and both files are whole.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Header: TypeAlias = dict[str, Any]
 
 WEIGHTS = ".weights"  # how the name of such a file ends
 _ALIGNED = 64
-_POINTERS = [field[0] for field in Op._fields_ if field[1] is ctypes.c_void_p]
+_POINTERS = [name for name, kind, *_ in Op._fields_ if kind is ctypes.c_void_p]
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,7 @@ class RotaryTable:
 class Snapshot:
     """A decoder's step: the program, and what it needs of the decoder's config.
 
-    positions: rows of the rotary tables. dtype: as the command line spells it. threads: number to run it with unless a
-    user asks for another.
+    positions: rows of the rotary tables. dtype: as on the command line. threads: the default number.
     """
 
     program: Program
@@ -78,7 +77,7 @@ class Snapshot:
 
 
 class DamagedSnapshot(Exception):
-    """A file of a snapshot is not as it was written."""
+    """A file of a snapshot has changed since it was written."""
 
 
 class _BackgroundRead(Thread):
@@ -92,12 +91,12 @@ class _BackgroundRead(Thread):
     def run(self) -> None:
         """Fills the memory, and closes the file."""
         with self._file:
-            found = Checksum()  # one call, so that this thread never waits for other threads' Python
+            found = Checksum()  # a single call: this thread never waits for the interpreter's lock
             read = self._library.read_into(found, self._file.fileno(), self._data.address, self._data.size)
             self._whole = read and _name(found) == self._checksum
 
     def wait(self) -> None:
-        """Waits. Raises DamagedSnapshot if the file could not be read, or is another."""
+        """Waits. Raises DamagedSnapshot if the file cannot be read or has changed."""
         if self.ident is not None:
             self.join()
         if not self._whole:
@@ -196,10 +195,10 @@ def weights_of(path: Path, header: Header) -> Path:
 def read(
     path: Path, key: dict[str, Any], library: Functions, cache_kind: CacheKind, *, free: int, positions: int
 ) -> Snapshot | None:
-    """Begins to read the snapshot with the header at `path`; None if its key is another or it is too large.
+    """Begins to read the snapshot with the header at `path`; None if its key differs or it does not fit.
 
-    Its weights are read in a thread; see `Snapshot.wait`. free: bytes that it may take. positions: the fewest it must
-    have. Raises DamagedSnapshot, InputError, OSError and MemoryError.
+    Its weights are read in a thread; see `Snapshot.wait`. free: bytes that it may take. positions: the fewest that it
+    must have. Raises DamagedSnapshot, InputError, OSError and MemoryError.
     """
     header = read_header(path)
     if header["key"] != key or header["size"] > free or header["positions"] < positions:
@@ -215,9 +214,9 @@ def read(
         return Vector(data.address + offset, size, data)
 
     def matrix(record: str, rows: int, columns: int, offset: int) -> Matrix:
-        return library.restored(base64.b85decode(record), data.address + offset, rows, columns, data)
+        return library.restored(base64.b64decode(record), data.address + offset, rows, columns, data)
 
-    ops = base64.b85decode(header["ops"])
+    ops = base64.b64decode(header["ops"])
     program = Program(
         library,
         list((Op * (len(ops) // ctypes.sizeof(Op))).from_buffer_copy(ops)),
@@ -241,7 +240,7 @@ def read_header(path: Path) -> Header:
 
 
 def has_weights(path: Path, header: Header) -> bool:
-    """Whether the weights that a header at `path` names are there, as far as their size tells. Raises OSError."""
+    """Whether the weights of a header at `path` exist, with the right size. Raises OSError."""
     weights = weights_of(path, header)
     return weights.is_file() and weights.stat().st_size == header["size"]
 
@@ -251,4 +250,4 @@ def _name(checksum: ctypes.Array[ctypes.c_uint64]) -> str:
 
 
 def _text(data: bytes) -> str:
-    return base64.b85encode(data).decode()
+    return base64.b64encode(data).decode()

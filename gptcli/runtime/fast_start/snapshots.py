@@ -1,7 +1,7 @@
-"""Keeps snapshots of loaded models in the cache directory, so that a short text need not wait for torch. No torch.
+"""Keeps snapshots of loaded models in the cache directory, so that short texts need not wait for torch. No torch.
 
-A snapshot belongs to one model, one way of running it and one machine. It is used only while all that it was made from
-is unchanged, and may be deleted at any time.
+A snapshot is for one model, one way of running it and one machine. It is valid while everything that it was made from
+is unchanged: see `slot_for`. It may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import platformdirs
-
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.environment import switched_off
+from gptcli.checkpoint.kept_headers import kept_headers
+from gptcli.environment import prepared_directory, switched_off
 from gptcli.errors import GptcliError, InputError, OutputError
 from gptcli.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, UNFINISHED, identity, program_identity
 from gptcli.kernels.bindings import Functions, built_file, functions
@@ -40,7 +39,7 @@ _SUFFIX = ".snapshot"
 
 @dataclass(frozen=True)
 class Slot:
-    """The header of a model's snapshot for one way of running it, and the key that it must have now."""
+    """The path of a snapshot's header, for a model and a way of running it, and the key that makes it valid now."""
 
     path: Path
     key: dict[str, Any]
@@ -48,7 +47,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class OpenedSnapshot:
-    """A snapshot that is being read. started: when that began, on time.perf_counter's clock."""
+    """A snapshot whose weights are being read. started: when reading began, on time.perf_counter's clock."""
 
     slot: Slot
     snapshot: Snapshot
@@ -57,7 +56,7 @@ class OpenedSnapshot:
     started: float
 
     def engine(self, ctx_size: int, room: int) -> SnapshotEngine | None:
-        """Waits for the weights; an engine for a text of up to `room` tokens, or None where it cannot run one.
+        """Waits for the weights; an engine for texts of up to `room` tokens, or None if these are too long.
 
         Raises DamagedSnapshot.
         """
@@ -66,7 +65,7 @@ class OpenedSnapshot:
         self.snapshot.wait()
         try:
             engine = SnapshotEngine(self.snapshot, self.library, ctx_size, room, partial(drop_snapshot, self.slot))
-        except MemoryError:  # loading with torch may need less, or says what is wrong
+        except MemoryError:  # loading with torch may need less, or tells what is wrong
             return None
         self.library.set_threads(self.runtime.threads or self.snapshot.threads)
         engine.load_s = time.perf_counter() - self.started
@@ -76,7 +75,7 @@ class OpenedSnapshot:
 def slot_for(folder: ModelFolder, runtime: RuntimeConfig) -> Slot | None:
     """The slot of a model's snapshot.
 
-    None where there can be none: switched off, without kernels, or perhaps on a GPU, which only torch could tell.
+    None without snapshots: switched off, no kernels, or perhaps a GPU, which only torch could tell.
     """
     if switched_off(_VARIABLE) or runtime.device not in ("auto", "cpu"):
         return None
@@ -91,13 +90,13 @@ def slot_for(folder: ModelFolder, runtime: RuntimeConfig) -> Slot | None:
         runtime.quantize,
         library.level,
         runtime.adapters,
-        # torch's number of threads follows from the cores and from what tells OpenMP how many to use.
+        # torch's number of threads follows from the cores and from OpenMP's variables.
         sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         cpu_limit(),
         [os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")],
     ]
     weights = sorted({info.file for info in folder.tensors.values()})
-    config = [] if folder.gguf else [folder.path / "config.json"]
+    config = [] if folder.is_gguf else [folder.path / "config.json"]
     try:
         key = {
             "version": VERSION,
@@ -107,7 +106,7 @@ def slot_for(folder: ModelFolder, runtime: RuntimeConfig) -> Slot | None:
         }
     except OSError:  # a file is being replaced, or gone
         return None
-    return Slot(_directory() / f"{_of_model(folder.path)}-{_hash(repr(way_of_running))}{_SUFFIX}", key)
+    return Slot(prepared_directory() / f"{_of_model(folder.path)}-{_hash(repr(way_of_running))}{_SUFFIX}", key)
 
 
 def _adapter_files(runtime: RuntimeConfig) -> list[Path]:
@@ -115,7 +114,7 @@ def _adapter_files(runtime: RuntimeConfig) -> list[Path]:
 
 
 def open_snapshot(slot: Slot, runtime: RuntimeConfig, room: int) -> OpenedSnapshot | None:
-    """Begins to read the snapshot in a slot; None if there is none that can run texts of `room` tokens.
+    """Begins to read the snapshot in a slot; None if none can run texts of `room` tokens.
 
     Raises DamagedSnapshot.
     """
@@ -128,13 +127,13 @@ def open_snapshot(slot: Slot, runtime: RuntimeConfig, room: int) -> OpenedSnapsh
         snapshot = snapshot_file.read(
             slot.path, slot.key, library, runtime.cache_kind, free=free_memory(), positions=room
         )
-    except (OSError, MemoryError, InputError):  # loading with torch may succeed, or says what is wrong
+    except (OSError, MemoryError, InputError):  # loading with torch may succeed, or tells what is wrong
         return None
     return None if snapshot is None else OpenedSnapshot(slot, snapshot, library, runtime, started)
 
 
 class _Lowered(Protocol):
-    """A loaded model, as far as a snapshot is made of it."""
+    """The side of a loaded engine that snapshots are made from."""
 
     @property
     def library(self) -> Functions | None:
@@ -145,9 +144,9 @@ class _Lowered(Protocol):
 
 
 def keep_snapshot(slot: Slot, folder: ModelFolder, runtime: RuntimeConfig, engine: _Lowered) -> None:
-    """Writes a snapshot of a loaded model, if it can have one. slot: as it was before the weights were read.
+    """Writes a snapshot of a loaded model, if it can have one. slot: from before the weights were read.
 
-    Nothing is kept of files that were replaced since, nor where it cannot be written.
+    Keeps nothing if files have been replaced since, or if it cannot be written.
     """
     library = engine.library
     if library is None or runtime.threads is not None:
@@ -165,7 +164,7 @@ def keep_snapshot(slot: Slot, folder: ModelFolder, runtime: RuntimeConfig, engin
 
 
 def drop_snapshot(slot: Slot) -> None:
-    """Removes a snapshot that failed, and the weights that it names."""
+    """Removes a failed snapshot and its weights."""
     with contextlib.suppress(OSError, InputError, DamagedSnapshot):
         snapshot_file.weights_of(slot.path, snapshot_file.read_header(slot.path)).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
@@ -174,9 +173,9 @@ def drop_snapshot(slot: Slot) -> None:
 
 @dataclass(frozen=True)
 class StoredSnapshot:
-    """A file of weights or of a tokenizer in the cache. used: seconds since 1970.
+    """A file of weights, of a tokenizer or of a header in the cache. used: seconds since 1970.
 
-    model: the directory or GGUF file that it was made from. content: what it holds, weights with their dtypes.
+    model: the directory or GGUF file that it was made from. content: a description, of weights with their dtypes.
     """
 
     path: Path
@@ -189,7 +188,7 @@ class StoredSnapshot:
 def stored_snapshots() -> list[StoredSnapshot]:
     """Every snapshot, the last used first."""
     headers: dict[Path, list[tuple[float, snapshot_file.Header]]] = {}
-    for path in _directory().glob(f"*{_SUFFIX}"):
+    for path in prepared_directory().glob(f"*{_SUFFIX}"):
         with contextlib.suppress(OSError, InputError, DamagedSnapshot):  # another process may remove it
             header, used = snapshot_file.read_header(path), path.stat().st_mtime
             if snapshot_file.has_weights(path, header):
@@ -202,21 +201,22 @@ def stored_snapshots() -> list[StoredSnapshot]:
         model = str(source.parent if source.name == "config.json" else source)
         dtypes = dict.fromkeys(header["dtype"] for _, header in entries)
         found.append(StoredSnapshot(path, model, f"weights in {', '.join(dtypes)}", header["size"], used))
-    for path, of_model in kept_tokenizers().items():
-        with contextlib.suppress(OSError):
-            status = path.stat()
-            found.append(StoredSnapshot(path, str(of_model), "tokenizer", status.st_size, status.st_mtime))
+    for content, kept in (("tokenizer", kept_tokenizers()), ("header", kept_headers())):
+        for path, of_model in kept.items():
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                found.append(StoredSnapshot(path, str(of_model), content, status.st_size, status.st_mtime))
     return sorted(found, key=lambda snapshot: -snapshot.used)
 
 
 def delete_snapshots() -> int:
     """Deletes all snapshots, unfinished ones too; returns their bytes. Raises OutputError."""
     size = 0
-    for path in _directory().glob("*"):
+    for path in prepared_directory().glob("*"):
         try:
             size += path.stat().st_size
             path.unlink(missing_ok=True)
-        except FileNotFoundError:  # another process was faster
+        except FileNotFoundError:  # another process deleted it first
             continue
         except OSError as error:
             raise OutputError(f"cannot remove: {path}: {error.strerror}") from None
@@ -225,7 +225,7 @@ def delete_snapshots() -> int:
 
 def forget_snapshots(model: Path) -> None:
     """Removes the snapshots of the model in this directory, its tokenizer's included."""
-    for path in _directory().glob(f"{_of_model(model)}*"):
+    for path in prepared_directory().glob(f"{_of_model(model)}*"):
         path.unlink(missing_ok=True)
 
 
@@ -249,10 +249,6 @@ def _may_have_gpu() -> bool:
     return os.name != "posix" or any(map(os.path.exists, devices))
 
 
-def _directory() -> Path:
-    return platformdirs.user_cache_path("gptcli", appauthor=False) / "prepared"
-
-
 def _of_model(path: Path) -> str:
     return _hash(os.path.realpath(path))
 
@@ -269,7 +265,7 @@ def _sources() -> str:
 
 
 def _remove_old(directory: Path) -> None:
-    """Keeps the weights used last and their headers; unfinished files go after a day."""
+    """Keeps the last used weights and their headers; removes unfinished files after a day."""
     kept = set[Path]()
     for path in sorted(directory.glob(f"*{_SUFFIX}"), key=lambda path: -path.stat().st_mtime):
         with contextlib.suppress(InputError, DamagedSnapshot):

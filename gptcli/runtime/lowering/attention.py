@@ -1,6 +1,8 @@
-"""Lowers attention: grouped-query attention, and latent attention with what the latents stand for absorbed."""
+"""Lowers attention: grouped-query attention, and latent attention whose queries are projected to latents."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +114,7 @@ def _attend(ops: Operations, index: int, attention: Attention, q: Buffer, out: B
 
 
 def _arithmetic(layer: nn.Module) -> Arithmetic:
-    """What a layer is multiplied in, and its attention too."""
+    """The arithmetic of a layer's products, also for its attention."""
     layer = layer.base if isinstance(layer, AdaptedLinear) else layer
     arithmetic: Arithmetic = getattr(layer, "arithmetic", "fp32")
     return arithmetic
@@ -161,8 +163,12 @@ def _latent(ops: Operations, attention: LatentAttention, x: Buffer, out: Buffer)
     by_head = attention.kv.by_head(config.heads).detach()
     for_keys, for_values = by_head.tensor_split([config.plain_dim], 1)
     arithmetic = _arithmetic(attention.q)
-    _by_head(ops, _head_matrices(ops, for_keys.mT, arithmetic), q, absorbed, copied=config.rope.dim)
-    ops.add(
+    values_of = _head_matrices(ops, for_values, arithmetic)
+    # Keys and values are made for a prompt, as in `LatentAttention`, if values are no wider than keys.
+    expands = config.value_dim <= config.head_dim and config.expands_from < math.inf
+    expands_from = math.ceil(config.expands_from) if expands else 0
+    _by_head(ops, _head_matrices(ops, for_keys.mT, arithmetic), q, absorbed, expands_from, copied=config.rope.dim)
+    attends = ops.add(
         "ATTEND",
         input=absorbed,
         keys=latent,
@@ -174,8 +180,24 @@ def _latent(ops: Operations, attention: LatentAttention, x: Buffer, out: Buffer)
         kv_heads=1,
         factor=config.scale,
         arithmetic=ATTENTION_PRODUCTS[arithmetic],
+        expands_from=expands_from,
     )
-    _by_head(ops, _head_matrices(ops, for_values, arithmetic), read, values)
+    _by_head(ops, values_of, read, values, expands_from)
+    if expands_from:
+        ops.add(
+            "EXPAND",
+            matrices=_head_matrices(ops, for_keys, arithmetic) + values_of,
+            input=q,
+            out=values,
+            size=config.head_dim,
+            stride=q.width,
+            table=ops.windows.index(None),
+            heads=config.heads,
+            borrows=1 + attends,
+            factor=config.scale,
+            arithmetic=ATTENTION_PRODUCTS[arithmetic],
+            expands_from=expands_from,
+        )
     ops.linear(attention.out, values, out)
 
 
@@ -189,8 +211,10 @@ def _head_matrices(ops: Operations, weights: Tensor, arithmetic: Arithmetic) -> 
     return matrices
 
 
-def _by_head(ops: Operations, matrices: list[Matrix], x: Buffer, out: Buffer, copied: int = 0) -> None:
-    """Multiplies each head of x. copied: numbers that follow what is multiplied, and its result."""
+def _by_head(
+    ops: Operations, matrices: list[Matrix], x: Buffer, out: Buffer, expands_from: int, copied: int = 0
+) -> None:
+    """Multiplies each head of x by its matrix. copied: numbers of x after these, copied after the result."""
     ops.add(
         "BY_HEAD",
         matrices=matrices,
@@ -202,6 +226,7 @@ def _by_head(ops: Operations, matrices: list[Matrix], x: Buffer, out: Buffer, co
         out_step=out.width // len(matrices),
         out_stride=out.width,
         copied=copied,
+        expands_from=expands_from,
     )
 
 

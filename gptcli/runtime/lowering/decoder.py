@@ -1,8 +1,8 @@
 """Lowers a decoder to a program that the compiled kernels run, and runs it.
 
 Nothing here computes: blocks become operations on buffers, in the order of `model/decoder.py`. Each function names the
-config fields that it lowers. If any other field differs from its default, or there is no operation for something,
-`lower` returns None, and torch runs the decoder.
+config fields that it lowers. If another field differs from its default, or an operation is missing, `lower` returns
+None, and torch runs the decoder.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ _AFTER_PROGRAM = ("logit_scale", "logit_softcap")
 
 
 def lower(decoder: Decoder, library: Library, kind: CacheKind = "fp32") -> DecoderProgram | None:
-    """The decoder's step as a program; None if something in it has no operation. Its weights must stay alive.
+    """The decoder's step as a program; None if it needs an operation that there is not. Its weights must stay alive.
 
-    kind: how keys and values are stored.
+    kind: the format of keys and values.
     """
     ops = Operations(decoder.config, library)
     try:
@@ -66,9 +66,9 @@ class DecoderProgram:
         self._tables: dict[tuple[RopeConfig, bool], RotaryTable] = {}
 
     def snapshot(self, most_positions: int, dtype: str, threads: int) -> Snapshot | None:
-        """Runs texts of up to `most_positions` each without the decoder; None if that takes more than the program.
+        """The program for texts of up to `most_positions`, without the decoder; None if it needs the decoder, too.
 
-        Shares its weights with the decoder.
+        Shares the decoder's weights.
         """
         config = self._decoder.config
         try:
@@ -87,9 +87,9 @@ class DecoderProgram:
         return ProgramCache(self.program.layouts, limit, self.program.state_bytes)
 
     def run(self, texts: Sequence[Extension], cancelled: Cancelled = never_cancelled) -> Tensor:
-        """Appends tokens to each of several texts, and counts them as cached. Raises StepCancelled once cancelled.
+        """Appends tokens to each of several texts; returns the wanted logits, (sum of wanted, vocab).
 
-        The logits that they want, (sum of wanted, vocab).
+        Raises StepCancelled once cancelled.
         """
         logits = _room(sum(text.wanted for text in texts), self._decoder.config.vocab_size)
         self.program.run(texts, self._rotations(texts), logits.data_ptr(), cancelled)
@@ -125,7 +125,7 @@ class DecoderProgram:
 
 
 def _room(rows: int, columns: int) -> Tensor:
-    """(rows, columns) in fp32, of any values."""
+    """(rows, columns) in fp32, not initialized."""
     if rows < MANY_LOGITS:
         return torch.empty(rows, columns)
     memory = Memory(4 * rows * columns, huge_pages=True)
@@ -187,7 +187,7 @@ def _block_of_one(ops: Operations, index: int, block: Block, x: Buffer) -> None:
 
 
 def _block(ops: Operations, index: int, block: Block, x: Buffer) -> None:
-    """What `Block._run` does."""
+    """Lowers `Block._run`."""
     config = block.config
     handles(config, "attention", "mlp", "residual", "residual_scale", "state", "scaled")
     residual, mixes = config.residual, block.attention is not None or block.state is not None
@@ -219,7 +219,7 @@ def _block(ops: Operations, index: int, block: Block, x: Buffer) -> None:
 
 
 def _add(ops: Operations, block: Block, x: Buffer, out: Buffer, norm: nn.Module) -> None:
-    """Adds what half a layer returned to the residual stream x."""
+    """Adds the output of half a layer to the residual stream x."""
     if block.config.residual == "after":
         ops.sum(x, out)
         ops.norm(norm, x, x)

@@ -66,21 +66,27 @@ def _mixture(ops: Operations, moe: Moe, x: Buffer, routed: Buffer, out: Buffer) 
     handles(
         config, "expert", "experts", "top_k", "renormalize", "router", "router_bias", "wide_router", "correction",
         "groups", "top_groups", "group_best", "least_sum", "added_to_sum", "scale", "jitter", "expert_scale",
-        "scales_input", "shared", "shared_gate",
+        "scales_input", "shared", "shared_gate", "latent", "latent_bias",
     )  # fmt: skip
     handles(expert, "width", "activation", "gated", "bias")
     choices = Buffer("choices", top_k * _CHOICE_WIDTH)
     up, activated = Buffer("up", top_k * _up_width(expert)), Buffer("activated", top_k * expert.width)
-    each = Buffer("each", top_k * out.width)  # the results of a token's experts
+    seen, mixed = x, out
+    if moe.latent_in is not None and config.latent is not None:
+        seen, mixed = Buffer("latent_in", config.latent), Buffer("latent_out", config.latent)
+        ops.linear(moe.latent_in, x, seen)
+    each = Buffer("each", top_k * mixed.width)  # the results of a token's experts
     _choose(ops, moe, routed, choices)
-    _experts(ops, moe.up, x, choices, up, moe, by_token=True)
+    _experts(ops, moe.up, seen, choices, up, moe, by_token=True)
     if config.scales_input:
         if expert.bias:
             raise Unsupported("a scaled input beside a bias")
         ops.add("SHARE", out=up, choices=choices, rows=top_k, size=_up_width(expert))
     ops.activate(activation_number(expert.activation), up, activated, rows=top_k, gated=expert.gated)
     _experts(ops, moe.down, activated, choices, each, moe, by_token=False)
-    ops.add("MIX", input=each, out=out, choices=choices, rows=top_k, size=out.width)
+    ops.add("MIX", input=each, out=mixed, choices=choices, rows=top_k, size=mixed.width)
+    if moe.latent_out is not None:
+        ops.linear(moe.latent_out, mixed, out)
     if moe.shared is not None:
         shared, gate = Buffer("shared", out.width), Buffer("gate", 1)
         _mlp(ops, moe.shared, x, shared)

@@ -1,4 +1,4 @@
-"""The list of a program's operations, as lowering builds it; and what all kinds of layers have in common."""
+"""The list of operations that lowering builds, and the operations that all layers need."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Unsupported(Exception):
-    """The decoder needs something that the compiled kernels have no operation for."""
+    """The decoder needs an operation that the compiled kernels lack."""
 
 
 def handles(config: DataclassInstance, *names: str) -> None:
@@ -33,7 +33,7 @@ def handles(config: DataclassInstance, *names: str) -> None:
 
 
 def vector_of(values: Tensor) -> Vector:
-    """Where fp32 values are."""
+    """The address of fp32 values."""
     assert values.dtype == torch.float32 and values.is_contiguous()
     return Vector(values.data_ptr(), values.nbytes, values)
 
@@ -47,10 +47,10 @@ def activation_number(name: str) -> int:
 
 @dataclass
 class Operations:
-    """Operations so far, and what each of them reads and writes; see `Program`.
+    """Operations so far, and what each reads and writes; see `Program`.
 
-    ropes, windows: those of all layers, by the numbers that operations have for them. attends: the operation that
-    stores the keys and values of a layer.
+    ropes, windows: those of all layers, whose indices operations use. attends: for each layer, the operation that
+    stores its keys and values.
     """
 
     config: DecoderConfig
@@ -105,7 +105,7 @@ class Operations:
         self.add("LINEAR", matrices=matrices, input=x, out=out, bias=bias, rows=len(matrices))
 
     def matrix(self, module: nn.Module) -> Matrix:
-        """What a module multiplies with."""
+        """A module's matrix."""
         match module:
             case CompiledLinear() | CompiledEmbedding():
                 return module.matrix
@@ -114,7 +114,7 @@ class Operations:
         raise Unsupported(type(module).__name__)
 
     def norm(self, norm: nn.Module, x: Buffer, out: Buffer) -> Buffer:
-        """Returns the buffer of the normalized values: x itself if there is no norm."""
+        """out = norm(x). Returns the buffer with the result: x if there is no norm."""
         if isinstance(norm, nn.Identity):
             return x
         self.norms(norm, x, out, rows=1, size=x.width)
@@ -151,7 +151,7 @@ class Operations:
         )
 
     def activate(self, activation: int, x: Buffer, out: Buffer, *, rows: int = 1, gated: bool = False) -> None:
-        """Activates `rows` vectors that fill a row of `out`. gated: each is followed by what it is multiplied by."""
+        """Activates `rows` vectors that fill a row of `out`. gated: each is followed by its factor."""
         size = out.width // rows
         self.add(
             "ACTIVATE", input=x, out=out, rows=rows, size=size, stride=2 * size if gated else size, table=activation

@@ -117,7 +117,7 @@ def _gate_and_norm(ops: Operations, layer: Mamba2, config: Mamba2Config, scanned
 
 
 def _rates(decay: Tensor, step_bias: Tensor) -> Tensor:
-    """What a step is multiplied by to make the logarithm of what is left, and what is added to it: (2 * heads)."""
+    """RECUR's weight: the factor that turns a step into the logarithm of the decay, then its bias, (2 * heads)."""
     return torch.cat([-decay.float().exp(), step_bias.float()]).detach()
 
 
@@ -157,7 +157,7 @@ def _delta_net(ops: Operations, layer: DeltaNet, x: Buffer, out: Buffer) -> None
 
 
 def _of_length(ops: Operations, heads: Buffer, config: DeltaNetConfig, length: float) -> None:
-    """Gives each head of q or k a length: a norm whose mean is a sum."""
+    """Gives each head of q or k a length, by a norm with a suitable weight."""
     dim = config.key_dim
     ops.add(
         "RMS_NORM",

@@ -1,4 +1,4 @@
-"""Lowers what else goes through a decoder than one stream: embeddings for every layer, and several residual streams."""
+"""Lowers embeddings for every layer, and several residual streams."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gptcli.runtime.program import Buffer
 
 
 def lower_layer_inputs(ops: Operations, inputs: LayerInputs, x: Buffer) -> None:
-    """The inputs of all layers, side by side, of the embedding x."""
+    """The inputs of all layers, side by side, from the embedding x."""
     handles(inputs.config, "vocab_size", "width", "activation")
     width, layers = inputs.config.width, len(ops.config.blocks)
     of_tokens, projected = Buffer("token_inputs", layers * width), Buffer("layer_inputs", layers * width)
@@ -24,7 +24,7 @@ def lower_layer_inputs(ops: Operations, inputs: LayerInputs, x: Buffer) -> None:
 
 
 def lower_layer_input(ops: Operations, index: int, layer_input: LayerInput, x: Buffer) -> Buffer:
-    """What layer number `index` makes of its input and of x."""
+    """The output of layer number `index`'s `LayerInput` for x."""
     inputs = ops.config.layer_inputs
     assert inputs is not None
     gated, added = Buffer("gated", inputs.width), Buffer("added", x.width)
@@ -64,7 +64,7 @@ class LoweredStreams:
             self._lengthen(stream, x)
 
     def predict(self, altup: AltUp, x: Buffer) -> None:
-        """Predicts all streams after a layer; x = what the layer is to run."""
+        """Predicts all streams after a layer; x = the layer's input."""
         ops, count = self._ops, self._config.streams
         shares = Buffer("shares", count * count)
         ops.linear(altup.prediction, self._modalities(altup, self._now[self._config.active]), shares)
@@ -74,7 +74,7 @@ class LoweredStreams:
         ops.copy(self._next[self._config.active], x)
 
     def correct(self, altup: AltUp, x: Buffer) -> None:
-        """Makes the streams those that were predicted, corrected by what the layer returned, x, which is lost."""
+        """The streams = the predicted ones, corrected by the layer's output x; overwrites x."""
         ops, active = self._ops, self._config.active
         shares = Buffer("shares", self._config.streams)
         ops.linear(altup.correction, self._modalities(altup, x), shares)
@@ -84,12 +84,12 @@ class LoweredStreams:
         self._now, self._next = self._next, self._now
 
     def scaled_active(self, altup: AltUp, x: Buffer) -> None:
-        """x = the active stream, as a layer's input sees it."""
+        """x = the active stream, scaled for `LayerInput`."""
         self._ops.copy(self._now[self._config.active], x)
         self._ops.add("MULTIPLY", out=x, weight=altup.scale, size=x.width, out_stride=x.width, table=IDENTITY)
 
     def add(self, out: Buffer) -> None:
-        """Adds what a layer makes of its input to all streams but the first."""
+        """Adds a `LayerInput`'s output to all streams but the first."""
         for stream in self._now[1:]:
             self._ops.sum(stream, out)
 

@@ -10,7 +10,7 @@ from typing import Protocol
 class Detokenizer:
     """Releases bytes as soon as they are whole UTF-8 characters, or can no longer become one.
 
-    Together, the returned pieces are the bytes put in. Decoded one by one, they are the text of the whole.
+    The returned pieces join to the bytes that were put in, and decode one by one to the whole text.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class TokenDetokenizer(Protocol):
 
 
 class ExactDetokenizer:
-    """A `TokenDetokenizer` for tokens of which each has its own bytes."""
+    """A `TokenDetokenizer` for tokens whose bytes do not depend on their neighbours."""
 
     def __init__(self, token_bytes: Callable[[int], bytes]) -> None:
         self._token_bytes = token_bytes

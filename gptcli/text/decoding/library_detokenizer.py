@@ -1,6 +1,6 @@
-"""Text of tokens as they arrive, for decoders in which a token's bytes depend on its neighbours: the library decodes.
+"""Decodes with the library, for decoders in which a token's bytes depend on its neighbours.
 
-Whatever a later token might change is held back, so that the pieces are the library's text of the whole.
+Text that a later token might change is held back, so that the pieces join to the library's whole text.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from gptcli.text.backend import BackendTokenizer
 from gptcli.text.hf_tokenizers import description, steps
 
 _BYTE_PIECE = re.compile(r"<0x.{2}>", re.DOTALL)
-_MOST_IDS, _KEPT_IDS = 96, 32  # decoded together; kept of them, to decode what follows
-_CONTEXT = 16  # ids before the text, which a first token's bytes may depend on
+_MOST_IDS, _KEPT_IDS = 96, 32  # decoded together; kept of these to decode the next
+_CONTEXT = 16  # ids before the text that its first token's bytes may depend on
 # Steps whose result for a token depends at most on the token before it.
 _LOCAL = frozenset({"Replace", "Strip", "Metaspace", "WordPiece", "CTC", "ByteFallback", "ByteLevel", "Fuse"})
 
 
 class LibraryDetokenizer:
-    """Releases text once no later token can change it; where that is not known, all at the end."""
+    """Releases text once no later token can change it; all at the end if that is not known."""
 
     def __init__(self, backend: BackendTokenizer, before: Sequence[int] = ()) -> None:
         """before: the ids that the text follows."""
@@ -49,13 +49,13 @@ class LibraryDetokenizer:
         return released.encode()
 
     def flush(self) -> bytes:
-        """Ends the text. Returns what is left of it."""
+        """Ends the text. Returns the rest of it."""
         return self._decode_or_raise(self._ids)[self._released :].encode()
 
     def _forget(self, text: str) -> None:
         """Forgets the older ids unless that changes the end of the text."""
         kept = self._decode(self._ids[-_KEPT_IDS:])
-        same = len(kept) // 2  # the beginning differs: it loses a space, for example
+        same = len(kept) // 2  # the beginning may differ, by a lost space for example
         pending = len(text) - self._released
         if pending < same and text.endswith(kept[-same:]):
             self._ids = self._ids[-_KEPT_IDS:]
@@ -63,13 +63,13 @@ class LibraryDetokenizer:
 
 
 class _Rules:
-    """What later tokens can do to a text. are_local: whether that is known."""
+    """Which characters later tokens can change. are_local: whether that is known."""
 
     def __init__(self, backend: BackendTokenizer) -> None:
         self._piece, self._decode = backend.library.id_to_token, partial(_decoded, backend)
         described = steps(description(backend.library.decoder), "decoders")
         names = [step["type"] for step in described]
-        # These make one token of all, for the steps after them.
+        # These join all tokens to one for the steps after them.
         joined_at = next((index for index, name in enumerate(names) if name in ("Fuse", "ByteLevel")), len(names))
         whole = [step for step in described[joined_at + 1 :] if step["type"] != "Fuse"]
         self.are_local = set(names) <= _LOCAL and [step["type"] for step in whole] in ([], ["Strip"])
@@ -81,11 +81,11 @@ class _Rules:
             self.are_local &= {*names[at + 1 : joined_at]} <= {"Replace", "Strip"}
 
     def stable_length(self, ids: Sequence[int], text: str) -> int:
-        """How many characters of the text of ids no later token can change, as far as is known."""
+        """The number of characters that no later token can change, of the text of ids."""
         if not self.are_local or not ids:
             return 0
         if self._has_bytes and self._may_be_byte(ids[-1]):
-            # One wrong byte changes what the library makes of all adjacent bytes.
+            # One invalid byte changes the text of all adjacent bytes.
             count = len(ids) - 1
             while count and self._may_be_byte(ids[count - 1]):
                 count -= 1
@@ -99,7 +99,7 @@ class _Rules:
 
 
 def _decoded(backend: BackendTokenizer, ids: Sequence[int]) -> str:
-    """The text of ids, or nothing if the library fails: on text shorter than what it strips, for example."""
+    """The text of ids, empty if the library fails: it does on text shorter than what it strips, for example."""
     try:
         return backend.decode(ids)
     except BrokenTokenizer:
@@ -107,7 +107,7 @@ def _decoded(backend: BackendTokenizer, ids: Sequence[int]) -> str:
 
 
 def _keeps_byte_pieces(step: Mapping[str, Any]) -> bool:
-    """Whether a step makes no piece of a byte, such as `<0x0A>`, and changes none."""
+    """Whether a step neither makes nor changes a piece of a byte, such as `<0x0A>`."""
     match step:
         case {"type": "Replace", "pattern": {"String": str(pattern)}, "content": str(content)}:
             return bool(pattern) and not (set(pattern) | set(content)) & set("<0x>ABCDEFabcdef123456789+")

@@ -13,8 +13,8 @@ from tokenizers.decoders import Decoder
 
 from gptcli.text.hf_tokenizers import description, steps
 
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2}|\+[0-9A-Fa-f])>")  # what the library takes for one
-# What the WordPiece decoder replaces, in this order.
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2}|\+[0-9A-Fa-f])>")  # as the library reads them
+# The WordPiece decoder's replacements, in its order.
 _TIDIED = (
     *((f" {mark}", mark) for mark in ".?!,"),
     (" ' ", "'"),
@@ -32,9 +32,9 @@ class Spelling:
     """How pieces spell bytes.
 
     space: the characters for a space. byte_level: whether GPT-2's alphabet spells all pieces. byte_fallback: whether
-    pieces such as `<0x0A>` are bytes. continuation: how pieces within a word begin. word_end: how the last piece of a
-    word ends. strips_lead: whether a decoded text loses a space at its beginning. first_without_spaces: whether the
-    first piece of a text loses all of them. tidy: whether decoding drops spaces before punctuation. separate: whether
+    pieces such as `<0x0A>` are bytes. continuation: the prefix of pieces within a word. word_end: the suffix of a
+    word's last piece. strips_lead: whether a decoded text loses a space at its beginning. first_without_spaces: whether
+    a text's first piece loses all its spaces. tidy: whether decoding drops spaces before punctuation. separate: whether
     decoding puts a space between any two pieces. exact: False if none of these describes the decoder.
     """
 
@@ -69,7 +69,7 @@ class Spelling:
         return self.byte_fallback and _BYTE_TOKEN.fullmatch(piece) is not None
 
     def decoded(self, piece: str) -> bytes:
-        """The bytes that decoding makes of a piece within a text: a surface, and spaces that only decoding adds."""
+        """The decoded bytes of a piece within a text: its surface, and spaces that only decoding adds."""
         if self.continuation:
             within_word = piece.startswith(self.continuation)
             return self._tidied(piece.removeprefix(self.continuation) if within_word else " " + piece)
@@ -80,7 +80,7 @@ class Spelling:
     def decoded_text(
         self, ids: Iterable[int], piece_of: Callable[[int], str | None], decoded: Callable[[int], bytes]
     ) -> Iterator[bytes]:
-        """The bytes of the tokens of a whole text: as `decoded`, but for what decoding does at its two ends."""
+        """The decoded bytes of a whole text, which differ from `decoded` at its two ends."""
         ids = (id for id in ids if piece_of(id) is not None)
         if self.word_end:
             last: int | None = None
@@ -101,7 +101,7 @@ class Spelling:
         yield from map(decoded, ids)
 
     def _first(self, piece: str) -> bytes:
-        """The bytes that decoding makes of a piece that begins a text."""
+        """The decoded bytes of a piece that begins a text."""
         if self.first_without_spaces:
             return self.surface(piece.replace(self.space, ""))
         return self._tidied(piece) if self.continuation else piece.encode()
@@ -113,12 +113,12 @@ class Spelling:
         return text.encode()
 
     def plain_spaces(self, text: str) -> str:
-        """A text with a space for each character that pieces have for one."""
+        """A text with plain spaces for the characters that mean a space in pieces."""
         return text if self.byte_level else text.replace(self.space, " ")
 
 
 def spelling_of(decoder: Decoder | None) -> Spelling:
-    """The spelling that a decoder undoes; one that is not `exact` for a decoder of an unusual kind."""
+    """The spelling that a decoder undoes; not `exact` for an unusual decoder."""
     if decoder is None:
         return Spelling(separate=True)
     described = steps(description(decoder), "decoders")
@@ -137,7 +137,7 @@ def spelling_of(decoder: Decoder | None) -> Spelling:
 
 
 def _sentencepiece_spelling(each: Sequence[Mapping[str, Any]], whole: Sequence[Mapping[str, Any]]) -> Spelling | None:
-    """The spelling of a decoder in the manner of SentencePiece, if it is one. whole: its steps from `Fuse` on."""
+    """The spelling of a decoder like SentencePiece's, else None. whole: its steps from `Fuse` on."""
     stripped = False
     match [step for step in whole if step["type"] != "Fuse"]:
         case []:
@@ -162,7 +162,7 @@ def _sentencepiece_spelling(each: Sequence[Mapping[str, Any]], whole: Sequence[M
 
 
 def _space(described: Iterable[Mapping[str, Any]]) -> str:
-    """The characters that some step of a decoder makes a space, or a space."""
+    """The characters that a step of a decoder replaces by a space; without such a step, a space."""
     for step in described:
         match step:
             case {"type": "Metaspace", "replacement": str(space)}:
@@ -174,7 +174,7 @@ def _space(described: Iterable[Mapping[str, Any]]) -> str:
 
 @cache
 def _byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's alphabet: each byte as a printable character; bytes that are printable spell themselves."""
+    """GPT-2's alphabet: a printable character for each byte; printable bytes are themselves."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {chr(byte): byte for byte in printable}
     others = [byte for byte in range(256) if byte not in set(printable)]

@@ -1,4 +1,4 @@
-"""Replies without the spaces that decoding puts before punctuation, where a model's settings ask for that."""
+"""Drops spaces before punctuation from replies, for models whose settings want that."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from gptcli.text.decoding.detokenizer import TokenDetokenizer
 
-# What transformers' clean_up_tokenization replaces, in this order; all but the space is kept.
+# The replacements of transformers' clean_up_tokenization, in its order: each loses its spaces.
 _UNTIDY = (b" .", b" ?", b" !", b" ,", b" ' ", b" n't", b" 'm", b" 's", b" 've", b" 're")
 
 
@@ -18,7 +18,7 @@ def wants_tidied(settings: Mapping[str, Any], algorithm: str) -> bool:
 
 
 class TidyStream:
-    """Tidies bytes as they arrive; holds back what may be the beginning of something to tidy."""
+    """Tidies bytes as they arrive; holds back the possible beginning of a replacement."""
 
     def __init__(self) -> None:
         self._kept = [b""] * len(_UNTIDY)
@@ -42,7 +42,7 @@ class TidyStream:
 
 
 class TidyDetokenizer:
-    """A `TokenDetokenizer` that tidies the text of another one."""
+    """A `TokenDetokenizer` that tidies the text of `inner`."""
 
     def __init__(self, inner: TokenDetokenizer) -> None:
         self._inner = inner

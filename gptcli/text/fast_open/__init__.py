@@ -1,1 +1,1 @@
-"""Snapshots of opened tokenizers: what a large vocabulary says is read from flat arrays, as far as a text needs it."""
+"""Snapshots of opened tokenizers: of a large vocabulary in flat arrays, only the pieces of a text are parsed."""

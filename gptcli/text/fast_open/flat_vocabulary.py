@@ -1,4 +1,4 @@
-"""A BPE vocabulary in flat arrays, of which nothing is parsed before it is needed."""
+"""A BPE vocabulary in flat arrays, parsed piece by piece as needed."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def flatten(vocab: Mapping[str, int], merges: Sequence[Sequence[str]]) -> list[b
 class FlatVocabulary:
     """Pieces in the order of their UTF-8, each with its id and the merges that make it.
 
-    parts: what `flatten` made: the pieces' bytes; where each begins; their ids; the index of each id; where the merges
-    of each piece begin; their ranks; and the characters in their left halves.
+    parts: of `flatten`: the pieces' bytes; the offset of each piece; their ids; the index of each id; the offset of
+    each piece's merges; the merges' ranks; the characters in their left halves.
     """
 
     def __init__(self, parts: Sequence[memoryview]) -> None:
@@ -75,7 +75,7 @@ class FlatVocabulary:
         return found
 
     def part(self, pieces: Iterable[str] | None) -> tuple[dict[str, int], list[tuple[str, str]]]:
-        """The ids of those pieces that there are, and the merges that make them, by rank. None: of all pieces."""
+        """The ids of the pieces that exist, and the merges that make them, by rank. None: of all pieces."""
         vocab, merges = {}, []
         indexes: Iterable[int] = range(len(self))
         if pieces is not None:

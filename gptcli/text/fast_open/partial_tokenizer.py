@@ -1,6 +1,6 @@
-"""A tokenizer of the library that has only those pieces of a vocabulary which occur in the texts it encodes.
+"""A tokenizer of the library with only the pieces of a vocabulary that occur in the texts it encodes.
 
-BPE makes a text of pieces that occur in it, by merges of such pieces. So with those alone it makes the same ids.
+BPE merges pieces that occur in a text to pieces that occur in it. So these alone give the same ids.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ from gptcli.text.fast_open.flat_vocabulary import FlatVocabulary
 from gptcli.text.tokenizer_json import parse
 
 NEVER = "\U0010ffff"  # a noncharacter, in no piece
-_PARSED_PER_FOUND = 16  # pieces that are parsed in the time in which those of a character are found
+_PARSED_PER_FOUND = 16  # pieces parsed in the time in which the pieces at a character are found
 _PARAMETERS = ("unk_token", "fuse_unk", "byte_fallback", "ignore_merges")
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
 
 class PartialTokenizer:
-    """A `tokenizers.Tokenizer` for BPE without affixes. It takes all pieces once that is faster, or they are asked for.
+    """A `tokenizers.Tokenizer` for BPE without affixes. It takes all pieces once that is faster, or one asks for them.
 
-    state: a tokenizer.json without pieces and merges. names: those of pieces that are control tokens, if they have
-    others than in the vocabulary.
+    state: a tokenizer.json without pieces and merges. names: new names of control tokens, by their pieces.
     """
 
     def __init__(
@@ -36,7 +35,7 @@ class PartialTokenizer:
         tokens = [
             token | {"content": self._names.get(token["content"], token["content"])} for token in state["added_tokens"]
         ]
-        # The library gives added tokens the ids that they have in a vocabulary, and keeps them when models change.
+        # The library takes the ids of added tokens from the vocabulary, and keeps them when the model changes.
         model = state["model"] | {"vocab": {token["content"]: token["id"] for token in tokens}, "merges": []}
         self._part = parse(json.dumps(state | {"added_tokens": tokens, "model": model}).encode())
         self._added = self._part.get_added_tokens_decoder()
@@ -46,7 +45,7 @@ class PartialTokenizer:
         self._pieces = set(_BYTES if state["model"].get("byte_fallback") else ())
         self._last = self._bpe(self._pieces)
         self._work, self._is_whole = 0, False
-        self._lock = threading.RLock()  # the part must not change while it encodes
+        self._lock = threading.RLock()  # `_part` must not change while it encodes
         self.normalizer, self.pre_tokenizer = self._part.normalizer, self._part.pre_tokenizer
         self.decoder = self._part.decoder
 
@@ -54,11 +53,11 @@ class PartialTokenizer:
         return getattr(self._whole(), name)
 
     def renamed(self, names: Mapping[str, str]) -> PartialTokenizer:
-        """The same with other names for control tokens, whose own no text is made of."""
+        """The same tokenizer with other names for control tokens."""
         return PartialTokenizer(self._state, self._vocabulary, names)
 
     def get_added_tokens_decoder(self) -> dict[int, AddedToken]:
-        """See `tokenizers.Tokenizer`, here and below."""
+        """As `tokenizers.Tokenizer`; so are the methods below."""
         return self._added
 
     def id_to_token(self, id: int) -> str | None:
@@ -87,11 +86,11 @@ class PartialTokenizer:
             return self._for(texts).encode_batch_fast(texts, add_special_tokens=add_special_tokens)
 
     def _for(self, texts: list[str]) -> tokenizers.Tokenizer:
-        """What encodes these texts as the whole tokenizer does."""
+        """A tokenizer that encodes these texts as the whole one does."""
         self._work += _PARSED_PER_FOUND * sum(map(len, texts))
         if self._is_whole or self._work > len(self._vocabulary):
             return self._whole()
-        # Unigram without a fitting piece gives each word back as it is, normalized and cut.
+        # Unigram without a fitting piece returns each word unchanged, after normalizing and pre-tokenizing.
         self._part.model = models.Unigram([(NEVER, 0.0)], 0, False)
         encodings = self._part.encode_batch(texts, add_special_tokens=False)
         words = {token for encoding in encodings for token in encoding.tokens}

@@ -1,11 +1,11 @@
 """Keeps snapshots of trusted tokenizers in the cache directory, so that a large vocabulary need not be parsed again.
 
-    32 bytes    the SHA-256 of what follows
+    32 bytes    the SHA-256 of the rest
     8 bytes     size of the header, little-endian
-    header      JSON: the key, the tokenizer.json without its pieces and merges, and what was found beside it
+    header      JSON: the key, the tokenizer.json without pieces and merges, and its settings
     arrays      of `FlatVocabulary`, each at a multiple of 8 bytes of the file
 
-A snapshot is used only while all that it was made from is unchanged, and may be deleted at any time.
+A snapshot is used only while the files that it was made from are unchanged, and may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import tokenizers
 
+from gptcli.environment import prepared_directory
 from gptcli.errors import InputError
 from gptcli.files import identity, open_own, program_identity, replaced
 from gptcli.model_notes import Note
@@ -48,7 +48,7 @@ class TokenizerSlot:
 
 @dataclass(frozen=True)
 class OpenedTokenizer:
-    """What opening a tokenizer gave, but its library's. The fields are `Tokenizer`'s; size: as it has no limit."""
+    """The fields of an opened `Tokenizer`, but its library. size: before `Tokenizer.limit`."""
 
     settings: dict[str, Any]
     notes: tuple[Note, ...]
@@ -58,7 +58,7 @@ class OpenedTokenizer:
 
 
 def tokenizer_slot(path: Path) -> TokenizerSlot | None:
-    """The slot for the tokenizer of a model's directory or GGUF file; None if there can be none."""
+    """The slot for the tokenizer of a model's directory or GGUF file; None if snapshots are off or a file is gone."""
     if os.environ.get("GPTCLI_PREPARED") == "off":
         return None
     try:
@@ -70,11 +70,11 @@ def tokenizer_slot(path: Path) -> TokenizerSlot | None:
     except OSError:  # a file is being replaced, or gone
         return None
     name = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:24]
-    return TokenizerSlot(path, _directory() / (name + _SUFFIX), key)
+    return TokenizerSlot(path, prepared_directory() / (name + _SUFFIX), key)
 
 
 def read_tokenizer(slot: TokenizerSlot) -> tuple[PartialTokenizer, OpenedTokenizer] | None:
-    """The tokenizer in a slot, if it has a whole snapshot with the slot's key."""
+    """The tokenizer in a slot; None without a whole snapshot that has the slot's key."""
     try:
         with open_own(slot.path) as file:
             digest, data = file.read(32), memoryview(file.read())
@@ -104,9 +104,9 @@ def read_tokenizer(slot: TokenizerSlot) -> tuple[PartialTokenizer, OpenedTokeniz
 
 
 def kept_tokenizers() -> dict[Path, Path]:
-    """The files of the snapshots, and of what model each is: its directory or GGUF file."""
+    """The model's directory or GGUF file, by the file of its snapshot."""
     found = {}
-    for path in _directory().glob(f"*{_SUFFIX}"):
+    for path in prepared_directory().glob(f"*{_SUFFIX}"):
         with contextlib.suppress(OSError, InputError, ValueError), open_own(path) as file:
             file.seek(32)
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
@@ -115,9 +115,9 @@ def kept_tokenizers() -> dict[Path, Path]:
 
 
 def keep_tokenizer(slot: TokenizerSlot, library: Library, opened: OpenedTokenizer) -> None:
-    """Writes a snapshot of a tokenizer that is trusted, if it can have one. slot: as it was before it was opened.
+    """Writes a snapshot of a trusted tokenizer of a large vocabulary; a failure to write is ignored.
 
-    Nothing is kept where it cannot be written.
+    slot: from before the tokenizer was opened.
     """
     if type(library.model).__name__ != "BPE" or library.get_vocab_size() < _FEWEST_PIECES:
         return
@@ -140,7 +140,7 @@ def keep_tokenizer(slot: TokenizerSlot, library: Library, opened: OpenedTokenize
     }
     try:
         encoded = json.dumps(header, separators=(",", ":")).encode()
-    except TypeError:  # settings that are no JSON
+    except TypeError:  # settings that JSON cannot spell
         return
     data = len(encoded).to_bytes(8, "little") + encoded
     for part in parts:
@@ -152,10 +152,6 @@ def keep_tokenizer(slot: TokenizerSlot, library: Library, opened: OpenedTokenize
         kept = sorted(slot.path.parent.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime)
         for path in kept[:-_MOST_SNAPSHOTS]:
             path.unlink(missing_ok=True)
-
-
-def _directory() -> Path:
-    return platformdirs.user_cache_path("gptcli", appauthor=False) / "prepared"
 
 
 def _aligned(size: int) -> int:

@@ -1,1 +1,1 @@
-"""Texts of any length: where to cut them, their chunks, and which bytes their tokens stand for."""
+"""Texts of any length: where to cut them, their chunks, and the bytes of their tokens."""

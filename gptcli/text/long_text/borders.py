@@ -1,14 +1,13 @@
-"""Where a text may be cut so that its chunks encode to the ids of the whole. Knows tokenizer.json, and no files.
+"""Finds where to cut a text so that its chunks encode to the ids of the whole. Knows tokenizer.json, and no files.
 
 A border is before a space, `word| next`, or after a single newline, `word\\n|next`, between characters that no
 normalizer changes. It is safe if two checks pass:
 
-- `border_kinds`, from the tokenizer's description: no match of a pattern, however long, can lie across such a border.
-- `Borders.find`, from the text around it: the pre-tokenizer cuts there, or no token of the vocabulary can lie across;
-  and the ids on the left are the same with and without what follows.
+- `border_kinds`, of the tokenizer's description: no match of a pattern, however long, can lie across such a border.
+- `Borders.find`, of the text around it: the pre-tokenizer cuts there, or no token of the vocabulary can lie across; and
+  the ids on the left are the same with and without the text on the right.
 
-What follows is always encoded together with its left context, so nothing happens to it that tokenizers do at the
-beginning of a text.
+A chunk is encoded after its left context, so that it gets nothing that tokenizers do at the beginning of a text.
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ _MOST_TRIED = 64  # borders of a kind
 
 
 def border_kinds(normalizer: dict[str, Any] | None, pre_tokenizer: dict[str, Any] | None) -> CharKind:
-    """Which borders no pattern of a tokenizer can match across: before a SPACE, after a NEWLINE.
+    """The borders that no pattern of a tokenizer can match across: before a SPACE, after a NEWLINE.
 
-    The arguments are from tokenizer.json. None are safe if it has anything unknown.
+    The arguments are sections of tokenizer.json. No border is safe if they have anything unknown.
     """
     splitters = steps(pre_tokenizer, "pretokenizers")
     kinds = CharKind.SPACE | CharKind.NEWLINE
@@ -117,9 +116,9 @@ class Borders:
         self.context = max(CONTEXT, 4 * max(map(len, contents), default=0))
 
     def find(self, text: str, start: int) -> tuple[int, list[int]] | None:
-        """A safe border at or after `start`, best at a newline, and the ids of the `context` on its left; or None.
+        """A safe border at or after `start`, and the ids of the `context` on its left; None without one.
 
-        At least `context` characters must follow the border.
+        Newlines are tried first. At least `context` characters must follow the border.
         """
         last = len(text) - self.context
         for kind, pattern in ((CharKind.NEWLINE, _AFTER_NEWLINE), (CharKind.SPACE, _BEFORE_SPACE)):
@@ -133,7 +132,7 @@ class Borders:
         return None
 
     def _ids_if_safe(self, kind: CharKind, left: str, right: str) -> list[int]:
-        """The ids of the left side if nothing on the right changes them, else none."""
+        """The ids of the left side; empty if the right side changes them."""
         if not _is_plain(left[-1]) or not _is_plain(right[0]):
             return []
         if not self._splits(left, right) and kind not in self._never_merged:
@@ -148,7 +147,7 @@ class Borders:
         return self._tokenizer.encode(text, special=self._special, add_special=False)
 
     def _splits(self, left: str, right: str) -> bool:
-        """Whether the pre-tokenizer makes words, of which none lies across the border."""
+        """Whether the pre-tokenizer cuts into words, none of them across the border."""
         if self._pre_tokenizer is None:
             return False
         whole = left + right
@@ -161,7 +160,7 @@ class Borders:
 
     @cached_property
     def _never_merged(self) -> CharKind:
-        """The borders that no token of a BPE vocabulary can lie across, so that words are not needed."""
+        """The borders that no token of a BPE vocabulary can lie across, whatever the words."""
         model, tokenizer = self._model, self._tokenizer
         if type(model).__name__ != "BPE" or model.ignore_merges or not tokenizer.spelling.exact:
             return CharKind(0)
@@ -173,6 +172,6 @@ class Borders:
 
 
 def _is_plain(char: str) -> bool:
-    """Whether a character stays as it is in each normal form, or becomes letters and digits at both ends."""
+    """Whether each normal form leaves a character alone, or makes text of it that begins and ends alphanumerically."""
     form = unicodedata.normalize("NFKC", char)
     return form == char or (form[0].isalnum() and form[-1].isalnum())

@@ -1,4 +1,4 @@
-"""Encodes a text of any length in chunks that together have the ids of the whole, with a few chunks in memory."""
+"""Encodes a text of any length in chunks, a few at a time, to the ids of the whole."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _BATCH = 16  # chunks that are encoded in parallel
 class Chunk:
     """A chunk of a text and its encoding.
 
-    text: begins with `lead` characters of the chunk before. encoding: of all of that; its first `skip` tokens are the
-    lead's.
+    text: begins with `lead` characters of the chunk before. encoding: of all the text; its first `skip` tokens are of
+    the lead.
     """
 
     text: str
@@ -48,8 +48,8 @@ def encode_chunks(
 ) -> Iterator[Chunk]:
     """The chunks, in order, of a text that comes in blocks; nothing is added around it.
 
-    special: as for `Tokenizer.encode`. offsets: whether the encodings have offsets, which take time.
-    Raises InputError where no safe border is found in more than `largest` characters.
+    special: as for `Tokenizer.encode`. offsets: whether the encodings have offsets, which take time. Raises InputError
+    if more than `largest` characters have no safe border.
     """
     pending: list[_Cut] = []
     for cut in _cut(Borders(tokenizer, special=special), blocks, largest, where):

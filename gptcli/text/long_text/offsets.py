@@ -1,13 +1,12 @@
-"""Which bytes of a text each token stands for, whatever the tokenizer did to the text.
+"""The range of bytes of each token in a text, whatever the tokenizer did to the text.
 
-The library's own offsets count characters, and give a token of half a character the whole one. So ranges come from the
-tokens' bytes, laid along the text as the normalizer changes it. The library's are used only where a token's bytes are
-unknown, and only between tokens with known ones.
+The library's offsets count characters, and give a token of half a character the whole one. So ranges come from the
+tokens' bytes, laid along the normalized text. The library's offsets serve only tokens whose bytes are unknown.
 
-- Text that the normalizer leaves as it is: the range is exact to the byte, within characters too.
-- Characters that it changes: the range is all of them, for each token that has some of them.
-- A token without text of its own, such as BOS or an added space: an empty range.
-- Text that no token has, such as the spaces between WordPiece's words, is in no range.
+- Text that the normalizer leaves alone: the range is exact to the byte, within characters too.
+- Characters that it changes: each token of some of them has the range of all.
+- A token without text, such as BOS or an added space: an empty range.
+- Text without a token, such as the spaces between WordPiece's words, is in no range.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _CACHED_LENGTH = 32  # characters of a text whose normal form is cached
 
 @dataclass(frozen=True)
 class _Run:
-    """A stretch of a text, and what normalization made of it: the same bytes, or others. All are byte offsets."""
+    """A stretch of a text and its normal form, as byte offsets. same: whether both have the same bytes."""
 
     source: int
     source_end: int
@@ -67,7 +66,7 @@ class Offsets:
         return ranges + self._segment(text[char:], ids[first:], surfaces[first:], hints[first:], to_byte, char)
 
     def _is_added_token(self, id: int, text: str) -> bool:
-        """Whether the library found an added token as such in the text, and did not merge it from pieces."""
+        """Whether the library found an added token in the text, and did not merge it from pieces."""
         if not self._tokenizer.is_added(id):
             return False
         bare, name = text.strip(), self._tokenizer.added_content(id).strip()
@@ -100,7 +99,7 @@ class Offsets:
 
 
 class _Segment:
-    """The normalized bytes of a segment, after a lead of an added space or nothing, and where they come from."""
+    """The normalized bytes of a segment, after an added space or nothing, and their source in the text."""
 
     def __init__(self, lead: bytes, normal: bytes, runs: Sequence[_Run], origin: int) -> None:
         self.data = lead + normal
@@ -134,7 +133,7 @@ class _Segment:
         return self._lead + run.normal_end
 
     def _source(self, offset: int, *, first: bool) -> int:
-        """Where the source of a normalized byte begins (`first`), or ends."""
+        """Where the source of a normalized byte begins, or without `first` ends."""
         offset -= self._lead
         if not self._runs:
             return self._origin
@@ -147,10 +146,10 @@ class _Segment:
 
 
 def _lay_along(tokens: Sequence[bytes | None], spans: Sequence[Range], segment: _Segment) -> tuple[int, list[Range]]:
-    """Lays tokens along a segment, of which some bytes may be in no token. A token of unknown bytes is None.
+    """Lays tokens along a segment, some bytes of which may be in no token. A token of unknown bytes is None.
 
-    spans: where the library has the tokens. Returns how many tokens are not found, and the range of each; one that is
-    not found has the bytes between its neighbours.
+    spans: the library's offsets. Returns how many tokens are not found, and the range of each; a token that is not
+    found gets the bytes between its neighbours.
     """
     data, offset, lost = segment.data, 0, 0
     found: list[Range | None] = []  # in data
@@ -164,7 +163,7 @@ def _lay_along(tokens: Sequence[bytes | None], spans: Sequence[Range], segment: 
             continue
         begin = None
         if start < unknown_end and found and found[-1]:
-            # Both are of one character, all of which the library gives the unknown token.
+            # Both are of one character, and the library gives all of it to the unknown token.
             within = data.find(token, found[-1][0] + 1, offset + len(token))
             if within >= 0:
                 begin = within
@@ -190,7 +189,7 @@ def _lay_along(tokens: Sequence[bytes | None], spans: Sequence[Range], segment: 
 
 
 def _find(token: bytes, data: bytes, offset: int, hint: int) -> int | None:
-    """Where a token begins: at the offset, after whitespace that is in no token, or where the library has it."""
+    """Where a token begins: at the offset, after whitespace that is in no token, or at the library's offset."""
     if data.startswith(token, offset):
         return offset
     begin = data.find(token, offset)
@@ -205,7 +204,7 @@ def _consecutive(pieces: Sequence[bytes]) -> list[Range]:
 
 
 def _runs(text: str, normalize: Callable[[str], str]) -> list[_Run]:
-    """The runs of a text, found by halving it until each half is unchanged or cannot be cut."""
+    """The runs of a text, by halving it until a half is unchanged or cannot be cut."""
     runs: list[_Run] = []
 
     def add(stretch: str, normal: str) -> None:
@@ -249,7 +248,7 @@ def _byte_offsets(text: str) -> Callable[[int], int]:
 
 
 def _normalization(tokenizer: Tokenizer) -> Callable[[str], str]:
-    """What a tokenizer's normalizer does to characters anywhere, without what it does at the ends of a text."""
+    """A tokenizer's normalizer, without the steps at the ends of a text."""
     described = steps(description(tokenizer.library.normalizer), "normalizers")
     anywhere = [step for step in described if step["type"] not in ("Prepend", "Strip")]
     plain_spaces = tokenizer.spelling.plain_spaces

@@ -1,7 +1,7 @@
-"""Which kinds of characters a regular expression can match next to each other. Knows nothing of tokenizers.
+"""The kinds of characters that a regular expression can match side by side. Knows nothing of tokenizers.
 
-A text may be cut where no match of a pattern can lie across, whatever the text. So this over-estimates: a set may hold
-more characters than it does, any repetition is endless, and lookarounds are refused, except for `(?!\\S)`.
+A text may be cut where no match of a pattern can lie across. So this over-estimates: sets of characters may be larger
+than the pattern's, repetitions are endless, and lookarounds are refused, except for `(?!\\S)`.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Unclear(Exception):
 
 @dataclass(frozen=True)
 class Matches:
-    """What a pattern, or a piece of one, can match.
+    """The texts that a pattern, or a piece of one, can match.
 
-    empty: whether nothing. first, last: kinds at the ends of a match. pairs: kinds that can be neighbours in it.
-    looks: whether a `(?!\\S)` must hold.
+    empty: whether it can match nothing. first, last: kinds at the ends of a match. pairs: kinds that can be neighbours
+    in it. looks: whether a `(?!\\S)` must hold.
     """
 
     empty: bool = True
@@ -50,7 +50,7 @@ class Matches:
 
     @property
     def kinds(self) -> CharKind:
-        """The kinds that a match can have."""
+        """The kinds of characters in a match."""
         kinds = self.first | self.last
         for pair in self.pairs:
             kinds |= pair[0] | pair[1]
@@ -61,7 +61,7 @@ class Matches:
         return not self.pairs.isdisjoint(_pairs(left, right))
 
     def then(self, other: Matches) -> Matches:
-        """What this, followed by the other, matches."""
+        """The matches of this followed by the other."""
         return Matches(
             self.empty and other.empty,
             self.first | (other.first if self.empty else NOTHING),
@@ -71,7 +71,7 @@ class Matches:
         )
 
     def either(self, other: Matches) -> Matches:
-        """What this or the other matches."""
+        """The matches of this or the other."""
         return Matches(
             self.empty or other.empty,
             self.first | other.first,
@@ -83,7 +83,7 @@ class Matches:
 
 @dataclass(frozen=True)
 class _Set:
-    """A set of characters. some: kinds that it may have characters of. all: kinds that it has all characters of."""
+    """A set of characters. some: kinds of which it may have some. all: kinds of which it has all."""
 
     some: CharKind
     all: CharKind = NOTHING
@@ -103,7 +103,7 @@ def _pairs(left: CharKind, right: CharKind) -> frozenset[tuple[CharKind, CharKin
 
 
 def matches_of_text(text: str, space: str) -> Matches:
-    """What a plain text matches. space: the character for a space."""
+    """The matches of a plain text. space: the character for a space."""
     found = Matches()
     for char in text:
         found = found.then(_literal(char, space).matches())
@@ -111,10 +111,10 @@ def matches_of_text(text: str, space: str) -> Matches:
 
 
 def matches_of(pattern: str, space: str) -> Matches:
-    """What a regular expression matches. space: the character for a space.
+    """The matches of a regular expression. space: the character for a space.
 
-    Raises Unclear for what this module does not understand, and for an alternative that matches a newline after a
-    visible character and looks beyond the match.
+    Raises Unclear for syntax that this module does not understand, and for an alternative that looks beyond the match
+    and has a newline after a visible character.
     """
     reader = _Reader(pattern, space)
     found = reader.alternatives()
@@ -191,7 +191,7 @@ class _Reader:
             if mark in "?*+" and not self._take("+"):  # possessive, or lazy
                 self._take("?")
             if mark == "{":
-                if not all(bound.isdecimal() or not bound for bound in self._next_until("}").split(",")):
+                if not all(bound.isdecimal() or not bound for bound in self._until_brace().split(",")):
                     raise Unclear(self.pattern)
                 mark = "*"  # as if from none to any number
             found = replace(found, empty=found.empty or mark != "+")
@@ -241,7 +241,7 @@ class _Reader:
     def _property(self, negated: bool) -> _Set:
         if not self._take("{"):
             raise Unclear(self.pattern)
-        name = self._next_until("}")
+        name = self._until_brace()
         marks = CharKind.MARK if self._space.isspace() else CharKind.MARK | CharKind.SPACE
         if name in ("L", "N"):
             kind = CharKind.LETTER if name == "L" else CharKind.DIGIT
@@ -262,8 +262,8 @@ class _Reader:
         self.index += 1
         return char
 
-    def _next_until(self, end: str) -> str:
-        text, found, _ = self.pattern[self.index :].partition(end)
+    def _until_brace(self) -> str:
+        text, found, _ = self.pattern[self.index :].partition("}")
         if not found:
             raise Unclear(self.pattern)
         self.index += len(text) + 1

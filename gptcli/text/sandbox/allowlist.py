@@ -1,7 +1,7 @@
-"""Which tokenizers and templates need no sandbox: known by hash, or, tokenizers only, made of harmless components.
+"""The tokenizers and templates that need no sandbox: known by hash, or tokenizers made of harmless components.
 
-A harmless tokenizer opens, and encodes any text, in time and memory proportional to it, and does not crash the
-tokenizers library. Others are not refused: they run in the process that `client.py` starts.
+A harmless tokenizer opens, and encodes any text, in time and memory proportional to its size, and does not crash the
+tokenizers library. Others run in the process that `client.py` starts.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _is_harmless_section(section: object, checks: Mapping[str, _Check]) -> bool:
     return (
         len(steps) <= _MOST_STEPS
         and kinds.count("ByteLevel") <= 1  # each may double the text
-        and kinds.count("TemplateProcessing") <= 1  # the library panics on the result of another one
+        and kinds.count("TemplateProcessing") <= 1  # the library panics on the result of a second
         and all(kind in checks and checks[kind](step) for kind, step in zip(map(str, kinds), steps, strict=True))
     )
 
@@ -135,7 +135,7 @@ def _is_harmless_pattern(step: Mapping[str, Any]) -> bool:
 
 
 def _is_harmless_replacement(step: Mapping[str, Any]) -> bool:
-    """Whether a rule never makes a text longer, because a sequence of such rules multiplies it."""
+    """Whether a rule never makes a text longer: a sequence of rules that did would multiply it."""
     match step:
         case {"pattern": {"String": str(text)}, "content": str(content)}:
             return 0 < len(text) and len(content) <= len(text)

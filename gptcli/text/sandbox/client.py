@@ -1,8 +1,8 @@
 """Starts a process that opens a stranger's chat template or tokenizer, and asks it for answers.
 
 Such a template or tokenizer can hang, abort or fill the memory of the process that opens it. This process has limits
-of CPU time and memory, imports no torch, and starts in about 60 ms. Linux enforces the limits; elsewhere we watch its
-memory.
+of CPU time and memory, imports no torch, and starts in about 60 ms. Linux enforces the limits; elsewhere a thread
+watches its memory.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class SandboxFailure(Exception):
 
 
 class SandboxClient:
-    """A process that opens one template or tokenizer and answers about it.
+    """A process that opens one template or tokenizer and answers requests.
 
-    It starts at the first question, and again after it died. Threads take turns.
+    It starts at the first request, and again after it died. Threads take turns.
     """
 
     def __init__(self, content: Content, data: bytes, *, seconds: float = 1.0, memory: int = 512 << 20) -> None:
@@ -140,7 +140,7 @@ class SandboxClient:
 
     @contextlib.contextmanager
     def _watched(self, seconds: float) -> Iterator[None]:
-        """Kills the process if the block takes longer, or if it takes too much memory where no limit can be set."""
+        """Kills the process if the block takes longer, or if it uses too much memory where that cannot be limited."""
         process, done = self._process, threading.Event()
         assert process is not None
         self._killed_for = ""
@@ -163,7 +163,7 @@ class SandboxClient:
             yield
         except SandboxFailure:
             raise
-        except BaseException:  # Ctrl-C within a message: the pipes are out of step
+        except BaseException:  # after Ctrl-C within a message, request and reply no longer match
             self._end()
             raise
         finally:

@@ -1,6 +1,6 @@
-"""The sandboxed process that `client.py` starts: opens a stranger's template or tokenizer, then answers about it.
+"""The sandboxed process that `client.py` starts: opens a stranger's template or tokenizer, then answers requests.
 
-It limits itself before it reads anything, writes no files, and sends nothing but answers.
+It limits itself before it reads anything, writes no files, and sends only replies.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ _OPENERS: dict[str, Callable[[bytes], Answer]] = {"template": _open_template, "t
 def main(content: str, memory: str) -> None:
     """Serves until stdin ends.
 
-    A message is 8 bytes of the microseconds of CPU time that it may take, 8 bytes of length, and its content: first
-    what to open, then questions as JSON objects. A reply is 8 bytes of length and {"value": ...} or {"error": reason}.
+    A message is its microseconds of CPU time in 8 bytes, its length in 8 bytes, and its content: first the data to
+    open, then requests as JSON objects. A reply is its length in 8 bytes and {"value": ...} or {"error": reason}.
     SIGPROF ends the process if a message takes more time.
     """
     if content == "template":  # imported before time is measured
@@ -82,7 +82,7 @@ def main(content: str, memory: str) -> None:
 
 
 def _limit(memory: int) -> None:
-    """Limits bytes of memory and open files, and allows no written ones, as far as the system supports it."""
+    """Limits memory, in bytes, and open files, and forbids writing files, as far as the system supports it."""
     try:
         import resource
     except ImportError:  # Windows: the client watches

@@ -1,1 +1,1 @@
-"""Reads the files of tokenizers: what each format and class of transformers makes of them."""
+"""Reads the files of tokenizers as each format and each class of transformers does."""

@@ -1,4 +1,4 @@
-"""Tokens that tokenizer.json lacks and other files name: they count too, as in transformers."""
+"""Adds tokens that other files name and tokenizer.json lacks, as transformers does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gptcli.model_notes import Note
 if TYPE_CHECKING:
     from gptcli.text.fast_open.partial_tokenizer import Library
 
-_MOST_ADDED = 1 << 20  # characters of all
+_MOST_ADDED = 1 << 20  # characters of all tokens
 # The order in which transformers adds them.
 _ROLES = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -26,7 +26,7 @@ _Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class _Named:
-    """A token as a file names it. normalized: None where it does not say, which is True unless it is special."""
+    """A token as a file names it. normalized: None if the file does not say: then True unless it is special."""
 
     content: str
     single_word: bool = False
@@ -43,7 +43,7 @@ class _Named:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a tokenizer has: the number of its model's pieces, the id of a piece or token, and added tokens by id."""
+    """A tokenizer's tokens. size: of its model's pieces. id_of: of a piece or token. added: added tokens by id."""
 
     size: int
     id_of: Callable[[str], int | None]
@@ -51,9 +51,9 @@ class Vocabulary:
 
 
 def read_settings(path: Path, notes: list[Note]) -> tuple[_Json, dict[str, int]]:
-    """The settings in a model's directory, and its tokens by id in added_tokens.json. Raises BrokenCheckpoint.
+    """The settings in a model's directory, and the ids of added_tokens.json by token. Raises BrokenCheckpoint.
 
-    Older files are read where tokenizer_config.json has no `added_tokens_decoder`, and come first then.
+    Older files are read, and come first, if tokenizer_config.json has no `added_tokens_decoder`.
     """
     config, older, added = (
         read_json(path / name, notes=notes) if is_there(path / name) else {}
@@ -74,7 +74,7 @@ def with_named_tokens(
 ) -> _Json | None:
     """A tokenizer.json with the tokens that settings and added_tokens.json name; None if it has them already.
 
-    Raises BrokenTokenizer where they contradict it, or one another.
+    Raises BrokenTokenizer for contradictions.
     """
     present = {id: _as_named(token) for id, token in library.get_added_tokens_decoder().items()}
     known = Vocabulary(library.get_vocab_size(with_added_tokens=False), library.token_to_id, present)
@@ -87,9 +87,9 @@ def with_named_tokens(
 def named_tokens(
     vocabulary: Vocabulary, settings: Mapping[str, Any], added: Mapping[str, int], where: Path
 ) -> list[_Json] | None:
-    """The `added_tokens` of a tokenizer.json with those that are named, as for `with_named_tokens`."""
+    """The `added_tokens` for `with_named_tokens`; None if nothing is to be added. Raises BrokenTokenizer."""
     roles, extra = _roles(settings, where), _extra(settings, where)
-    # Which of added_tokens.json are special. As in transformers, later ones become special, but stay normalized.
+    # The special tokens of added_tokens.json. As in transformers, others become special later, but stay normalized.
     known = {*_roles({role: settings.get(role) for role in _ROLES if _is_plain(settings.get(role))}, where)}
     if "extra_special_tokens" in settings:
         known |= extra.keys()
@@ -123,7 +123,7 @@ def named_tokens(
 def _stated(
     settings: Mapping[str, Any], added: Mapping[str, int], special: Collection[str], where: Path
 ) -> dict[int, _Named]:
-    """The tokens that are named with their ids. special: which of added_tokens.json are special."""
+    """The tokens that files name with an id. special: those of added_tokens.json that are special."""
     stated: dict[int, _Named] = {}
     decoder = settings.get("added_tokens_decoder", {})
     file = where.with_name("tokenizer_config.json")
@@ -143,25 +143,25 @@ def _stated(
 
 
 def _roles(settings: Mapping[str, Any], where: Path) -> dict[str, _Named]:
-    """The tokens that are named for what they do, such as `eos_token`, by content."""
+    """The tokens of roles, such as `eos_token`, by content."""
     named = [role for role in settings if role.endswith("_token") and role not in _ROLES]
     return _each([settings.get(role) for role in (*_ROLES, *named)], where, special=True)
 
 
 def _extra(settings: Mapping[str, Any], where: Path) -> dict[str, _Named]:
-    """More special tokens, which are listed, by content."""
+    """The listed special tokens, by content."""
     extra = settings.get("extra_special_tokens", settings.get("additional_special_tokens"))
     values = [*extra.values()] if isinstance(extra, dict) else extra if isinstance(extra, list) else []
     return _each(values, where, special=isinstance(extra, dict))
 
 
 def _is_plain(value: object) -> bool:
-    """Whether a token is named as older files do: by a string, or an object without a type."""
+    """Whether a token is a string or an object without a type, as in older files."""
     return not isinstance(value, dict) or "__type" not in value
 
 
 def _each(values: Iterable[object], where: Path, *, special: bool) -> dict[str, _Named]:
-    """The tokens among values, by content; of two with the same, the last. special: as for `_parsed`."""
+    """The tokens among values, by content; the last of equal ones. special: as for `_parsed`."""
     tokens: dict[str, _Named] = {}
     for value in values:
         match value:
@@ -173,7 +173,7 @@ def _each(values: Iterable[object], where: Path, *, special: bool) -> dict[str, 
 
 
 def _parsed(content: str, flags: Mapping[Any, Any], *, special: bool, where: Path) -> _Named:
-    """A token with the flags of its JSON object. special: whether it is one whatever they say."""
+    """A token with the flags of its JSON object. special: makes it special whatever the flags."""
     flags = {key: flag for key, flag in flags.items() if key != "__type"}
     if not set(flags) <= set(_FLAGS) or not all(type(flag) is bool for flag in flags.values()):
         raise BrokenTokenizer(f"cannot read: {where.parent}: the token {content[:40]!r} of its tokenizer's settings")
@@ -185,7 +185,7 @@ def _as_named(token: tokenizers.AddedToken) -> _Named:
 
 
 def _ids(vocabulary: Vocabulary, wanted: Iterable[str]) -> dict[str, int]:
-    """The ids that the library gives tokens in this order: those that they have, or new ones at the end."""
+    """The ids that the library gives tokens, in order: their own, or new ones at the end."""
     following = max([vocabulary.size, *(id + 1 for id in vocabulary.added)])
     ids: dict[str, int] = {}
     for content in wanted:

@@ -1,4 +1,4 @@
-"""A tokenizer of SentencePiece's tokenizer.model, built as the class in transformers does that a model names.
+"""Reads SentencePiece's tokenizer.model, and builds the tokenizer of the model's class as transformers does.
 
 The file is a protobuf message, of which only the fields that matter are read.
 """
@@ -32,7 +32,7 @@ _Json = dict[str, Any]
 
 @dataclass
 class _Model:
-    """What tokenizer.model says. pieces: text, score and type of each. Defaults are those of SentencePiece."""
+    """The fields of tokenizer.model, with SentencePiece's defaults. pieces: text, score and type of each."""
 
     pieces: list[tuple[str, float, int]] = field(default_factory=list)
     algorithm: int = _UNIGRAM
@@ -58,7 +58,7 @@ class _Model:
 def read_sentencepiece(path: Path, settings: Mapping[str, Any]) -> tuple[_Json, _Json]:
     """A tokenizer.json made of a model's tokenizer.model, and the settings with what their class adds.
 
-    Raises BrokenTokenizer for a class that is not known, and where the file cannot be used.
+    Raises BrokenTokenizer for an unknown class, and for a file that cannot be used.
     """
     file = path / "tokenizer.model"
     data = read_within(file, _LIMIT, BrokenTokenizer)
@@ -90,7 +90,7 @@ def read_sentencepiece(path: Path, settings: Mapping[str, Any]) -> tuple[_Json, 
 
 
 def _generic(model: _Model, settings: Mapping[str, Any]) -> _Json:
-    """As SentencePiece itself encodes."""
+    """A tokenizer.json that encodes as SentencePiece itself."""
     legacy = bool(settings.get("legacy", True))
     normalizers: list[_Json] = []
     if model.charsmap:
@@ -126,10 +126,10 @@ def _generic(model: _Model, settings: Mapping[str, Any]) -> _Json:
 
 
 def _rename_pieces(model: _Model, settings: _Json) -> _Json:
-    """Gives pieces the names that settings have for their ids. Returns the settings, whose tokens are of raw text."""
+    """Renames pieces to the tokens that settings have for their ids. Returns settings with unnormalized tokens."""
     decoder = settings.get("added_tokens_decoder")
     if not isinstance(decoder, dict) or not decoder or not all(isinstance(token, dict) for token in decoder.values()):
-        return settings  # which are refused later if they are wrong
+        return settings  # refused later if they are wrong
     names = {int(id): str(token.get("content")) for id, token in decoder.items() if id.isdecimal() and id.isascii()}
     kept = {piece for id, (piece, _, _) in enumerate(model.pieces) if id not in names}
     for id, (piece, score, kind) in enumerate(model.pieces):
@@ -145,14 +145,14 @@ def _replace(regex: str, content: str) -> _Json:
 
 
 def _merges_by_id(model: _Model) -> list[tuple[str, str]]:
-    """The pairs that a piece can be merged from, in the order of the pieces' ids."""
+    """The pairs that merge to a piece, in the order of the pieces' ids."""
     ids = model.vocabulary
     ranked = [(ids[left + right], len(left), len(right), left, right) for left, right in _pairs(ids)]
     return [(left, right) for *_, left, right in sorted(ranked)]
 
 
 def _merges_by_score(model: _Model) -> list[tuple[str, str]]:
-    """The pairs that a piece can be merged from, as SentencePiece ranks them: normal pieces only."""
+    """The pairs that merge to a piece, as SentencePiece ranks them: normal pieces only."""
     ranks = {piece: (-score, id) for id, (piece, score, kind) in enumerate(model.pieces) if kind == _NORMAL}
     ranked = [(*ranks[left + right], left, right) for left, right in _pairs(ranks)]
     return [(left, right) for *_, left, right in sorted(ranked)]

@@ -1,4 +1,4 @@
-"""Tokenizers as transformers' classes build them: of vocabulary and merges, with components of the class's own.
+"""Builds tokenizers as transformers' classes do: vocabulary and merges, with the class's own components.
 
 Most classes take from a tokenizer.json only its model's vocabulary and merges, its added tokens and its post-processor.
 """
@@ -18,7 +18,7 @@ from gptcli.text.tokenizer_files.named_tokens import Vocabulary, named_tokens
 
 _Json = dict[str, Any]
 
-# Classes that a model type has unless its files name another; "" where transformers reads tokenizer.json as it is.
+# The classes of model types whose files name none; "": transformers reads tokenizer.json unchanged.
 _CLASS_OF_TYPE = {
     type: name
     for name, types in {
@@ -39,7 +39,7 @@ _CLASS_OF_TYPE = {
     }.items()
     for type in types.split()
 }
-# The types whose class is their own, whatever class a model names.
+# Types that have this class whatever class a model names.
 _WHATEVER_IT_NAMES = ("qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text")
 _GENERIC = frozenset({"PreTrainedTokenizer", "TokenizersBackend", "BloomTokenizer", "FNetTokenizer"})
 # Classes with components of their own that are not built here.
@@ -71,7 +71,7 @@ _BPE_DEFAULTS = {"unk_token": None, "continuing_subword_prefix": "", "end_of_wor
 
 
 def _byte_level(settings: Mapping[str, Any], *, normalizer: _Json | None = None, before: _Json | None = None) -> _Json:
-    """Byte-level BPE. before: splits texts first; a regular expression does so instead of GPT-2's."""
+    """Byte-level BPE. before: a first pre-tokenizer; one of type Split replaces GPT-2's regular expression."""
     spelled = _BYTE_LEVEL | {"add_prefix_space": settings.get("add_prefix_space") is True}
     splitter = spelled
     if before is not None:
@@ -122,7 +122,7 @@ def _openai_gpt(settings: Mapping[str, Any]) -> _Json:
 
 
 def sentencepiece_decoder(*, byte_fallback: bool, strip: bool) -> _Json:
-    """The decoder of pieces in which `▁` is a space. strip: the first space of a text is not its own."""
+    """The decoder of pieces in which `▁` is a space. strip: drops a text's first space."""
     decoders: list[_Json] = [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}]
     if byte_fallback:
         decoders.append({"type": "ByteFallback"})
@@ -135,10 +135,10 @@ def sentencepiece_decoder(*, byte_fallback: bool, strip: bool) -> _Json:
 
 @dataclass(frozen=True)
 class _Class:
-    """A class of transformers. roles: the tokens that it has unless settings say otherwise, by role.
+    """A class of transformers. roles: its default tokens by role.
 
-    components: normalizer, pre-tokenizer, decoder and the fields of its BPE. file: read without tokenizer.json.
-    own_ends: whether it adds what settings want around a text, and not what a tokenizer.json says.
+    components: makes normalizer, pre-tokenizer, decoder and the fields of its BPE from settings. file: read where there
+    is no tokenizer.json. own_ends: whether settings, and not tokenizer.json, say what is added around a text.
     """
 
     roles: _Json
@@ -182,9 +182,9 @@ _CLASSES = {
 
 
 def class_of(path: Path, settings: Mapping[str, Any], *, byte_level: bool = False) -> str | None:
-    """The class whose tokenizer transformers makes of a directory; None where it reads tokenizer.json as it is.
+    """The class that transformers uses for a directory; None if it reads tokenizer.json unchanged.
 
-    byte_level: whether a tokenizer.json says that it is, which LlamaTokenizer is not. Raises BrokenCheckpoint.
+    byte_level: whether tokenizer.json is byte-level, which LlamaTokenizer is not. Raises BrokenCheckpoint.
     """
     file = path / "config.json"
     config = read_json(file, notes=[], contradictions=True) if is_there(file) else {}
@@ -207,9 +207,9 @@ def is_class(name: str) -> bool:
 
 
 def class_without_tokenizer_json(path: Path, settings: Mapping[str, Any], file: str) -> str | None:
-    """As `class_of`, of a directory without tokenizer.json. Raises BrokenTokenizer for a class not made of `file`.
+    """As `class_of`, for a directory without tokenizer.json. Raises BrokenTokenizer for a class not made of `file`.
 
-    None is what transformers makes of tokenizer.model where no class is named.
+    None: a tokenizer.model without a named class, which transformers reads as SentencePiece does.
     """
     name = class_of(path, settings)
     if name is None and file == "tokenizer.model":
@@ -225,7 +225,7 @@ def class_without_tokenizer_json(path: Path, settings: Mapping[str, Any], file: 
 
 
 def with_roles(name: str, settings: Mapping[str, Any]) -> _Json:
-    """Settings with the tokens that a class has anyway."""
+    """Settings with a class's default tokens."""
     settings = _CLASSES[name].roles | dict(settings)
     if name == "CodeLlamaTokenizer":
         settings.setdefault("add_bos_token", True)
@@ -243,7 +243,7 @@ def built(
 ) -> _Json:
     """A tokenizer.json as a class builds it, with no added tokens. Raises BrokenTokenizer.
 
-    settings: `with_roles`. file: what the vocabulary is from, for errors.
+    settings: from `with_roles`. file: names the vocabulary in errors.
     """
     components = _CLASSES[name].components(settings)
     model = {"type": "BPE", "vocab": vocabulary, "merges": merges, **components.pop("model")}
@@ -253,10 +253,10 @@ def built(
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """A tokenizer.json as a class makes it of another. settings, added: as `read_settings` gives them.
+    """A tokenizer.json as a class rebuilds it. settings, added: as from `read_settings`.
 
-    data: the other one as it is, if the class makes the same; else `state`, which is it parsed.
-    unread: the components of the other one that differ from the class's own.
+    data: the original bytes if the class changes nothing, else `state`. state: the parsed result. unread: the
+    original's components that the class replaces.
     """
 
     data: bytes | _Json
@@ -269,7 +269,7 @@ class Rebuilt:
 def rebuilt_by(
     name: str, data: bytes, settings: Mapping[str, Any], added: Mapping[str, int], file: Path
 ) -> Rebuilt | None:
-    """What a class makes of a tokenizer.json; None where it is not of the class's kind. Raises BrokenTokenizer."""
+    """A tokenizer.json as a class rebuilds it; None if it is of another kind. Raises BrokenTokenizer."""
     if name not in _CLASSES:
         return None
     try:
@@ -284,7 +284,7 @@ def rebuilt_by(
             pass
         case _:
             return None
-    # With a tokenizer.json these are not read.
+    # Beside a tokenizer.json transformers ignores these.
     kept = {key: value for key, value in settings.items() if key not in ("add_bos_token", "add_eos_token")}
     roles = with_roles(name, kept)
     made = built(name, roles, vocabulary, merges, file)
@@ -316,7 +316,7 @@ def _is_byte_level(state: Mapping[str, Any]) -> bool:
 
 
 def _same_options(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
-    """Whether two BPE models are the same but for vocabulary, merges, and dropout, which is never used."""
+    """Whether two BPE models have the same options. Dropout does not count: it is never used."""
 
     def options(model: Mapping[str, Any]) -> list[Any]:
         return [default if model.get(key) is None else model[key] for key, default in _BPE_DEFAULTS.items()]
@@ -325,9 +325,9 @@ def _same_options(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
 
 
 def _bare(part: str, value: Any) -> Any:
-    """A component as far as ids and texts go: without what matters to offsets alone, and sequences of one.
+    """A component without options that change offsets alone, and without sequences of one.
 
-    part: which of tokenizer.json's it is.
+    part: its name in tokenizer.json.
     """
     if not isinstance(value, dict):
         return value
@@ -343,7 +343,7 @@ def _bare(part: str, value: Any) -> Any:
 
 
 def tokens_around(settings: Mapping[str, Any], vocabulary: Mapping[str, int], file: Path) -> _Json | None:
-    """The post-processor that adds the tokens which settings want around a text, if they want any."""
+    """The post-processor that adds the tokens that settings want around a text; None if they want none."""
     single: list[_Json] = [{"Sequence": {"id": "A", "type_id": 0}}]
     tokens = {}
     for end, place in (("bos", 0), ("eos", 2)):
@@ -359,7 +359,7 @@ def tokens_around(settings: Mapping[str, Any], vocabulary: Mapping[str, int], fi
 
 
 def _content(settings: Mapping[str, Any], role: str) -> str | None:
-    """The text of the token that settings name for a role, such as `bos`."""
+    """The text of the token of a role, such as `bos`, in settings."""
     value = settings.get(f"{role}_token")
     if value is None:
         return None
@@ -367,7 +367,7 @@ def _content(settings: Mapping[str, Any], role: str) -> str | None:
 
 
 def _plain(settings: _Json) -> _Json:
-    """Settings in which special tokens have no flags of their own, which this class overrides."""
+    """Settings without flags of special tokens: the class overrides them."""
 
     def content(value: object) -> object:
         return value["content"] if isinstance(value, dict) and "content" in value else value

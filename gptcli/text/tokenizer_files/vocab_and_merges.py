@@ -1,4 +1,4 @@
-"""A tokenizer of vocab.json and merges.txt, which the class that a model names makes a BPE of."""
+"""Reads vocab.json and merges.txt, and builds the BPE of the model's class."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _Json = dict[str, Any]
 def read_vocab_and_merges(path: Path, settings: Mapping[str, Any]) -> tuple[_Json, _Json]:
     """A tokenizer.json made of a model's vocab.json and merges.txt, and the settings with what their class adds.
 
-    Raises BrokenTokenizer for a class that is not known, and where the files cannot be used.
+    Raises BrokenTokenizer for an unknown class, and for files that cannot be used.
     """
     file = path / "vocab.json"
     name = class_without_tokenizer_json(path, settings, file.name)

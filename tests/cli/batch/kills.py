@@ -1,9 +1,9 @@
 """Kills batches with SIGKILL, over and over, and checks that each request is answered once.
 
 `python -m tests.cli.batch.kills 1000` runs a scripted model over a file of requests. Each process is killed at a random
-moment, or in a random write, after a part of the line. The next one goes on with the same output, in the order of the
-input or in another, or with failed requests tried again. When a process ends by itself, the output must have each
-request once, in order, and the next batch begins. Exits with 1 at the first loss.
+moment, or during a random write, which leaves a part of a line. The next one goes on with the same output, sometimes
+with `--unordered` or `--retry-failed`. When a process ends by itself, the output must have each request once, in order,
+and the next batch begins. Exits with 1 at the first loss.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Report:
 
 
 class _Unlike(Script):
-    """A model that takes its time, and fails now and then."""
+    """A slow model that fails now and then."""
 
     def stream(self, *given: Any, **named: Any) -> Iterator[Any]:
         if random.random() < 0.2:

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import random
+import shutil
 import struct
 import subprocess
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from gptcli import LanguageModel
+from gptcli.cli.batch import input_lines
 from tests.cli.batch.kills import kill
 from tests.cli.conftest import GPTCLI, ROOT, Cli, Result
 from tests.kills import is_torn
@@ -228,6 +230,7 @@ def test_a_prompt_that_does_not_fit_is_an_error_of_its_line(cli: Cli) -> None:
 def test_a_template_takes_fields_of_json_and_columns_of_csv(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_bytes(b'\xef\xbb\xbfname,First word\r\nAda,"a\nb"\r\nBob\r\n')
     of_csv = cli("batch", tmp_path / "in.csv", "--prompt", '{First word} {name} {"n": 1}', *OPTIONS)
+    assert "byte-order mark dropped" in of_csv.err
     of_json = asked(
         cli, {"name": "Ada", "First word": "a\nb"}, options=(*OPTIONS, "--prompt", '{First word} {name} {"n": 1}')
     )
@@ -238,6 +241,20 @@ def test_a_template_takes_fields_of_json_and_columns_of_csv(cli: Cli, tmp_path: 
     assert "2 has 1 fields" in short["error"]["message"]
     lacking = asked(cli, {"x": 1}, options=("--prompt", "{name}"))
     assert answers(lacking.out)[0]["response"]["body"]["error"]["param"] == "name"
+
+
+def test_tabs_separate_the_columns_of_a_tsv_file(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "in.tsv").write_text('name\tword\nAda\t"a, b"\n')
+    [answer] = answers(cli("batch", tmp_path / "in.tsv", "--prompt", "{word} {name}", *OPTIONS).out)
+    [same] = answers(asked(cli, {"prompt": "a, b Ada"}).out)
+    assert answer["response"]["body"]["choices"] == same["response"]["body"]["choices"]
+
+
+@pytest.mark.parametrize(("name", "table"), [("in.csv", "id;word\n1;a\n"), ("in.tsv", "id,word\n1,a\n")])
+def test_a_table_with_other_separators_has_a_note(cli: Cli, tmp_path: Path, name: str, table: str) -> None:
+    (tmp_path / name).write_text(table)
+    result = cli("batch", tmp_path / name, "--prompt", "{word}", *OPTIONS)
+    assert result.code == 9 and "note: one column in" in result.err
 
 
 def test_with_chat_a_prompt_is_a_users_turn(cli: Cli) -> None:
@@ -269,6 +286,47 @@ def without_times_of(data: bytes) -> list[dict[str, Any]]:
         if answer["response"]:
             answer["response"]["body"].pop("created", None)
     return found
+
+
+@pytest.mark.parametrize(
+    "option", ["--dtype=fp32", "--temperature=0.5", "--json-object", "--system=Be brief.", "--chat"]
+)
+def test_a_batch_that_goes_on_with_other_options_says_so(cli: Cli, tmp_path: Path, option: str) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(lines(*({"prompt": f"number {number}"} for number in range(3))))
+    cli("batch", source, "-o", out, *OPTIONS)
+    first, *_ = out.read_bytes().splitlines(keepends=True)
+    for other, noted in ((), False), (("--parallel", "1", "--threads", "1"), False), ((option,), True):
+        out.write_bytes(first)
+        result = cli("batch", source, "-o", out, *OPTIONS, *other)
+        assert ("another model, or other options" in result.err) == noted
+        assert out.read_bytes().startswith(first) and len(answers(out.read_bytes())) == 3
+
+
+def test_a_batch_that_goes_on_with_another_model_says_so(cli: Cli, tmp_path: Path, tiny_model: Path) -> None:
+    source, out, other = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "other"
+    source.write_bytes(lines(*({"prompt": f"number {number}"} for number in range(3))))
+    shutil.copytree(tiny_model, other)
+    cli("batch", source, "-o", out, *OPTIONS)
+    first, *_ = out.read_bytes().splitlines(keepends=True)
+    out.write_bytes(first)
+    assert "another model, or other options" in cli("batch", source, "-o", out, "-m", other, *OPTIONS).err
+    named = [answer["response"]["body"]["model"] for answer in answers(out.read_bytes())]
+    assert named == [str(tiny_model), str(other), str(other)]
+
+
+def test_lines_that_have_answers_are_not_parsed_again(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(lines(*({"prompt": f"number {number}"} for number in range(4))))
+    cli("batch", source, "-o", out, *OPTIONS)
+    source.write_bytes(source.read_bytes() + lines({"prompt": "one more"}))
+    parsed = []
+    parse = input_lines.parse_json
+    monkeypatch.setattr(input_lines, "parse_json", lambda data, where: parsed.append(where) or parse(data, where))
+    assert cli("batch", source, "-o", out, *OPTIONS).code == 0
+    assert parsed == ["line 5"] and len(answers(out.read_bytes())) == 5
 
 
 def test_failed_lines_fail_the_next_run_too_until_they_are_tried_again(cli: Cli, tmp_path: Path) -> None:

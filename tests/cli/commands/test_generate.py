@@ -16,13 +16,13 @@ PROMPT = "In a small town"
 
 
 def continuation(lm: LanguageModel, **settings: Any) -> bytes:
-    """What the library says the model says, greedily."""
+    """The text that the Python API generates greedily."""
     events = lm.generate(PROMPT, temperature=0.0, **settings)
     return b"".join(event.data for event in events if isinstance(event, TextDelta))
 
 
 def records(out: bytes) -> list[dict[str, Any]]:
-    """Lines of JSON, read as strictly as the standard wants."""
+    """The values of JSON lines; NaN and infinity are refused."""
 
     def refuse(constant: str) -> None:
         raise ValueError(constant)

@@ -11,7 +11,7 @@ import pytest
 
 from gptcli import LanguageModel
 from tests.cli.conftest import CLOSED, GPTCLI, ROOT, Cli
-from tests.tiny import CONFIG, TEXT, make_model, make_weights
+from tests.tiny import CONFIG, make_model, make_weights
 
 
 @pytest.fixture
@@ -180,10 +180,6 @@ def test_a_choice_in_quotes_may_have_commas_and_quotes(score: Cli) -> None:
     assert sorted(line.split("\t")[1] for line in out.splitlines()) == ["a", 'b, "c"']
 
 
-def test_a_stride_beyond_the_context_is_refused(score: Cli) -> None:
-    assert "stride must be between 1 and 256, not 257" in score("--stride", "257", stdin=b"x").err
-
-
 @pytest.mark.parametrize(
     ("stdin", "code", "error"),
     [
@@ -210,10 +206,6 @@ def test_a_line_longer_than_the_limit_is_refused(score: Cli, end: bytes) -> None
     result = score("--lines", "--max-input", "100", stdin=b"x\n" + b"y" * 101 + end)
     assert (result.code, fields(result.out)) == (4, [["nan", "x"]])
     assert "a line of more than 100" in result.err
-
-
-def test_a_choice_that_does_not_fit_the_context_is_that_exit_code(score: Cli) -> None:
-    assert score("--choices", "a,b", stdin=TEXT.encode() * 10).code == 6
 
 
 def test_a_model_that_computes_nan_is_that_exit_code(cli: Cli, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +12,8 @@ import pytest
 
 from gptcli import LanguageModel
 from gptcli.text.tokenizer import Tokenizer
-from tests.cli.conftest import CLOSED, GPTCLI, ROOT, Cli, Result
-from tests.cli.terminal.pty_terminal import Terminal
+from tests.cli.conftest import CLOSED, ROOT, Cli, Result
+from tests.cli.terminal.pty_terminal import on_terminal
 from tests.test_layers import HEAVY
 from tests.text.tokenizer_kinds import KINDS
 from tests.tiny import CONTROL
@@ -356,19 +355,9 @@ def test_nothing_heavy_is_imported(tiny_model: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "[]\n")
 
 
-def on_terminal(model: Path, *options: str, width: int = 80, height: int = 24, **environment: Any) -> Terminal:
-    """A finished run on a terminal."""
-    terminal = Terminal(
-        *GPTCLI, "tokenize", "-m", str(model), *options,
-        environment=os.environ | {"TERM": "xterm-256color"} | environment, width=width, height=height,
-    )  # fmt: skip
-    terminal.finish()
-    return terminal
-
-
 def test_a_terminal_shows_borders_and_whitespace_and_obeys_nothing(tiny_model: Path) -> None:
     text = "In a\tsmall\n\x1b[31m\u202e town é"
-    shown = on_terminal(tiny_model, "--text", text)
+    shown = on_terminal("tokenize", "-m", tiny_model, "--text", text)
     assert shown.lines[0] == "In·␠a·⇥·sma·ll·⏎"
     assert shown.lines[1].startswith("␛·[·3·1·m·⟨e2⟩·⟨80⟩·⟨ae⟩=<U+202E>·␠town·")
     assert shown.lines[1].endswith("·⟨c3⟩·⟨a9⟩=é")
@@ -376,15 +365,15 @@ def test_a_terminal_shows_borders_and_whitespace_and_obeys_nothing(tiny_model: P
 
 
 def test_without_colour_the_same_text_is_there(tiny_model: Path) -> None:
-    coloured = on_terminal(tiny_model, "--text", TEXT)
-    plain = on_terminal(tiny_model, "--text", TEXT, NO_COLOR="1")
+    coloured = on_terminal("tokenize", "-m", tiny_model, "--text", TEXT)
+    plain = on_terminal("tokenize", "-m", tiny_model, "--text", TEXT, NO_COLOR="1")
     assert coloured.lines == plain.lines
     assert b"\x1b[" in coloured.raw
     assert b"\x1b" not in plain.raw
 
 
 def test_neighbouring_tokens_have_different_backgrounds(tiny_model: Path) -> None:
-    shown = on_terminal(tiny_model, "--text", "In a small")
+    shown = on_terminal("tokenize", "-m", tiny_model, "--text", "In a small")
     row = shown.screen.buffer[0]
     backgrounds = [row[column].bg for column in (0, 3, 6)]
     assert backgrounds[0] != backgrounds[1] != backgrounds[2] == backgrounds[0]
@@ -394,21 +383,25 @@ def test_neighbouring_tokens_have_different_backgrounds(tiny_model: Path) -> Non
 @pytest.mark.parametrize("width", [1, 7])
 @pytest.mark.parametrize("view", [[], ["--table"], ["--stats"]])
 def test_any_width_will_do(tiny_model: Path, width: int, view: list[str]) -> None:
-    shown = on_terminal(tiny_model, *view, "--text", "Clockmaker 😀 時計", width=width, height=50)
+    shown = on_terminal("tokenize", "-m", tiny_model, *view, "--text", "Clockmaker 😀 時計", width=width, height=50)
     assert "Traceback" not in shown.text
     assert shown.child.exitstatus == 0
 
 
 def test_a_token_wider_than_the_terminal_goes_on_in_the_next_line(tiny_model: Path) -> None:
-    assert on_terminal(tiny_model, "--text", " clockmaker a", width=6).lines == ["␠cloc", "kmake", "r·␠a"]
+    assert on_terminal("tokenize", "-m", tiny_model, "--text", " clockmaker a", width=6).lines == [
+        "␠cloc",
+        "kmake",
+        "r·␠a",
+    ]
 
 
 def test_roles_stand_in_the_margin(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "chat.json").write_text(json.dumps(CONVERSATION[:1]))
-    wide = on_terminal(tiny_model, "--chat", str(tmp_path / "chat.json"))
+    wide = on_terminal("tokenize", "-m", tiny_model, "--chat", str(tmp_path / "chat.json"))
     assert wide.lines[0].startswith("    system │ <|im_start|>·")
     assert wide.lines[1].startswith("           │ In·␠a·␠town·<|im_end|>")
-    narrow = on_terminal(tiny_model, "--chat", str(tmp_path / "chat.json"), width=20)
+    narrow = on_terminal("tokenize", "-m", tiny_model, "--chat", str(tmp_path / "chat.json"), width=20)
     assert narrow.lines[0] == "[system]"
 
 

@@ -121,16 +121,9 @@ def test_only_the_assistants_words_and_the_ends_of_its_turns_are_learned(
     (data := tmp_path / "chat.jsonl").write_text(
         json.dumps({"messages": messages}) + "\n" + json.dumps({"prompt": "One, two,", "completion": " three"}) + "\n"
     )
-    out = tmp_path / "out"
-    assert cli("train", data, "-m", tiny_model, "-o", out, "--eval-share", "0", "-q").code == 0
-    tokenizer = gptcli.load(tiny_model).tokenizer
-    corpus = Corpus(RunDirectory(out).data, TRAIN)
-    learned = []
-    for index in range(2):
-        tokens, mask = corpus.batch([index])
-        learned.append(tokenizer.decode(tokens[mask].tolist()).decode())
-    assert learned == ["Hello.<|im_end|>Bye<|im_end|>", " three<|im_end|>"]
-    assert tokenizer.decode(corpus.batch([0])[0][0].tolist()).endswith(b"Bye<|im_end|>\n")
+    seen, _ = learned(cli, data, tiny_model, tmp_path / "out")
+    assert [mask for _, mask in seen] == [b"Hello.<|im_end|>Bye<|im_end|>", b" three<|im_end|>"]
+    assert seen[0][0].endswith(b"Bye<|im_end|>\n")
 
 
 def test_csv_has_the_columns_of_json_lines(cli: Cli, tmp_path: Path, tiny_model: Path, kept: None) -> None:
@@ -147,7 +140,7 @@ def test_csv_has_the_columns_of_json_lines(cli: Cli, tmp_path: Path, tiny_model:
 
 
 def learned(cli: Cli, data: Path, model: Path, out: Path) -> tuple[list[tuple[bytes, bytes]], str]:
-    """What a run sees of its data and what of it it learns, sequence by sequence; and stderr."""
+    """Each sequence that a run reads, the part that it learns, and stderr."""
     done = cli("train", data, "-m", model, "-o", out, "--eval-share", "0", "--max-steps", "1", "--block-size", "128")
     assert done.code == 0, done.err
     tokenizer = gptcli.load(model).tokenizer
@@ -220,6 +213,9 @@ def test_a_list_of_json_that_cannot_be_used_is_said_in_a_line(
     failed(cli("train", data, "-m", tiny_model, "-o", tmp_path / "out", "--max-input", "2000", *SMALL), code, said)
 
 
+PAIR = b'{"prompt": "a", "completion": "%s"}\n'
+
+
 @pytest.mark.parametrize(
     ("content", "code", "said"),
     [
@@ -240,17 +236,8 @@ def test_a_list_of_json_that_cannot_be_used_is_said_in_a_line(
         (b'{"messages": [{"role": "tool", "content": "a"}]}\n', 4, "line 1: calls of tools"),
         (b'{"text": "\xff"}\n', 4, "line 1"),
         (b'{"text": "' + b"a" * 3000 + b'"}\n', 4, "more than 2000 bytes"),
-        (b'{"prompt": "a", "completion": "' + b"b " * 200 + b'"}\n', 6, "do not fit in a block"),
-        (
-            b'{"prompt": "a", "completion": "'
-            + b"b " * 20
-            + b'"}\n'
-            + b'{"prompt": "a", "completion": "'
-            + b"b " * 90
-            + b'"}\n',
-            6,
-            "of 2 such examples the longest has 182",
-        ),
+        (PAIR % (b"b " * 200), 6, "do not fit in a block"),
+        (PAIR % (b"b " * 20) + PAIR % (b"b " * 90), 6, "of 2 such examples the longest has 182"),
         (b"", 4, "nothing to learn"),
     ],
 )
@@ -297,11 +284,6 @@ def test_a_learning_rate_of_0_is_kept(cli: Cli, data: Path, tmp_path: Path, tiny
     out = tmp_path / "out"
     cli("train", data, "-m", tiny_model, "-o", out, "--block-size", "16", "--learning-rate", "0", "--max-steps", "1")
     assert RunDirectory(out).record["settings"]["learning_rate"] == 0
-
-
-def test_columns_of_one_name_are_refused(cli: Cli, tmp_path: Path, tiny_model: Path) -> None:
-    (data := tmp_path / "data.csv").write_text("text,id,text\na,1,b\n")
-    failed(cli("train", data, "-m", tiny_model, "-o", tmp_path / "out", *SMALL), 4, "several columns are called text")
 
 
 def test_what_is_packed_is_not_taken_for_text(cli: Cli, tmp_path: Path, tiny_model: Path) -> None:

@@ -15,13 +15,6 @@ from tests.cli.scripted import Script
 from tests.cli.terminal.pty_terminal import Terminal
 
 ENDLESS = Script(pieces=["word "] * 1000, piece_s=0.02)
-pytestmark = pytest.mark.usefixtures("tiny_by_default")
-
-
-@pytest.fixture
-def chat(tiny_by_default: None) -> Chat:
-    """A conversation at its first prompt."""
-    return Chat(HELLO).ready()
 
 
 def test_a_line_typed_before_the_prompt_is_sent_and_several_lines_wait() -> None:

@@ -7,6 +7,7 @@ import termios
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pexpect
@@ -19,7 +20,7 @@ QUESTION = b"\x1b]11;?\x1b\\\x1b[c"  # what is the background, and which termina
 
 
 class Terminal:
-    """A program on a pty. screen: what a person sees. raw: all bytes of output. answer: to the question above."""
+    """A program on a pty. screen: what a person sees. raw: all bytes of output. answer: the reply to QUESTION."""
 
     def __init__(
         self,
@@ -106,3 +107,11 @@ class Terminal:
             self._answer = ""
         self._stream.feed(data)
         return True
+
+
+def on_terminal(*arguments: str | Path, width: int = 80, height: int = 24, **environment: str) -> Terminal:
+    """A finished run of gptcli on a terminal."""
+    variables = os.environ | {"TERM": "xterm-256color"} | environment
+    terminal = Terminal(*GPTCLI, *map(str, arguments), environment=variables, width=width, height=height)
+    terminal.finish()
+    return terminal

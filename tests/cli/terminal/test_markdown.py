@@ -1,4 +1,4 @@
-"""MarkdownStream: in the end the screen shows what rendering the whole document at once would."""
+"""After a streamed document, the screen shows what rendering the whole document at once would show."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""What a process does whose streams are closed, full, or read by nobody; and in locales that know no UTF-8."""
+"""gptcli with streams that are closed, full, or read by nobody; and in locales without UTF-8."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -24,12 +23,7 @@ def shell(command: str, script: Script | None = None, **environment: str) -> sub
     )
 
 
-@pytest.fixture
-def model(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GPTCLI_MODEL", str(tiny_model))
-
-
-pytestmark = pytest.mark.usefixtures("model")
+pytestmark = pytest.mark.usefixtures("tiny_by_default")
 SAYS = Script(pieces=["some ", "text"])
 
 
@@ -99,7 +93,7 @@ def test_text_is_utf8_in_every_locale(locale: dict[str, str]) -> None:
 
 
 def test_a_pipe_is_written_to_as_the_text_comes() -> None:
-    """Not when a buffer is full."""
+    """And not only once a buffer is full."""
     slow = Script(pieces=["a", "b"], piece_s=0.3)
     process = subprocess.Popen([*SCRIPTED, "generate", "x"], stdout=subprocess.PIPE, cwd=ROOT, env=slow.environment())
     assert process.stdout

@@ -1,4 +1,4 @@
-"""How a process ends that a signal ends: by that signal, in silence, with the text so far, the terminal as before."""
+"""A process that a signal ends dies by that signal, silently, keeps the text so far and restores the terminal."""
 
 from __future__ import annotations
 
@@ -20,11 +20,7 @@ from tests.cli.scripted import Script
 from tests.cli.terminal.pty_terminal import Terminal
 
 ENDLESS = Script(pieces=["text "] * 1000, piece_s=0.02)
-
-
-@pytest.fixture(autouse=True)
-def _model(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GPTCLI_MODEL", str(tiny_model))
+pytestmark = pytest.mark.usefixtures("tiny_by_default")
 
 
 def wait_for(mark: Path) -> None:
@@ -105,7 +101,7 @@ def test_a_signal_in_the_middle_of_native_code_ends_the_run_at_once(signum: int)
 
 
 def wait_for_main(process: subprocess.Popen[bytes]) -> None:
-    """Waits until Python has set its handler of SIGINT, and gptcli, the first thing it does, has taken it away."""
+    """Waits until Python has set its handler of SIGINT and gptcli has removed it, which it does first."""
     caught = False
     for _ in range(10_000):
         status = Path(f"/proc/{process.pid}/status").read_text()

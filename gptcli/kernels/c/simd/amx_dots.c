@@ -190,7 +190,7 @@ void amx_affine_blocks(const Matrix *matrix, const Activations *x, int64_t begin
 INLINE ints load_bytes(const int8_t *from) { return (ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)from)); }
 INLINE void store_bytes(int8_t *to, ints values) { _mm_storeu_si128((void *)to, _mm512_cvtepi32_epi8((__m512i)values)); }
 
-/* Stores the upper digits of numbers of 12 bits, and behind those of a segment the lower ones. */
+/* Stores the upper digits of numbers of 12 bits and, a segment later, the lower ones. */
 INLINE void store_digits(int8_t *line, ints numbers) {
     store_bytes(line, numbers >> 4);
     store_bytes(line + SEGMENT, numbers & 15);

@@ -89,10 +89,10 @@ INLINE void fill_coded_tiles(const Matrix *matrix, int64_t row, int64_t step, in
     int64_t rows = matrix->rows - row < LANES ? matrix->rows - row : LANES, each = matrix->columns / RECORD;
     int64_t listed[LANES]; /* the index of each row's next listed record */
     for (int64_t r = 0; r < rows; r++) listed[r] = first_listed(matrix, (row + r) * each + step / 2);
-    for (int64_t place = step / 2; 2 * place < step + steps; place++) {
+    for (int64_t index = step / 2; 2 * index < step + steps; index++) {
         floats lines[2][LANES] = {{{0}}};
         for (int64_t r = 0; r < rows; r++) {
-            int64_t record = (row + r) * each + place;
+            int64_t record = (row + r) * each + index;
             const uint8_t *spelled = NULL;
             if (listed_record(matrix, listed[r]) == record) spelled = matrix->spelled + listed[r]++ * RECORD;
             __m512i first, second;
@@ -102,7 +102,7 @@ INLINE void fill_coded_tiles(const Matrix *matrix, int64_t row, int64_t step, in
             lines[1][r] = (floats)second;
         }
         for (int half = 0; half < 2; half++) {
-            int64_t at = 2 * place + half - step;
+            int64_t at = 2 * index + half - step;
             if (at >= 0 && at < steps) store_tile(lines[half], panel + 2 * at * TILE_NUMBERS, 1);
         }
     }

@@ -1,4 +1,4 @@
-/* ALiBi: what a head's scores gain with the position of the key. */
+/* ALiBi: adds to a head's scores a slope times the key's position. */
 #ifndef GPTCLI_SIMD_DISTANCES_H
 #define GPTCLI_SIMD_DISTANCES_H
 

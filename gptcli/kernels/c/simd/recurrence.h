@@ -20,9 +20,9 @@ INLINE void recur_rows(Recurrence token, const float *before, float *after, cons
             UNROLL for (int r = 0; r < rows; r++) sums[r] += load(before + r * size + i) * key;
         }
         for (int r = 0; r < rows; r++) {
-            float held = sum(sums[r]);
-            for (int64_t i = whole; i < size; i++) held += before[r * size + i] * token.keys[i];
-            written[r] -= token.decay * held;
+            float stored = sum(sums[r]);
+            for (int64_t i = whole; i < size; i++) stored += before[r * size + i] * token.keys[i];
+            written[r] -= token.decay * stored;
             sums[r] = splat(0);
         }
     }

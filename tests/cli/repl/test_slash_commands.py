@@ -16,13 +16,6 @@ from tests.cli.chatting import HELLO, Chat, said, sessions, state
 from tests.cli.scripted import Script
 from tests.tiny import make_model
 
-pytestmark = pytest.mark.usefixtures("tiny_by_default")
-
-
-@pytest.fixture
-def chat(tiny_by_default: None) -> Chat:
-    return Chat(HELLO).ready()
-
 
 def answer_to(chat: Chat, command: str) -> list[str]:
     """The lines that a command prints."""

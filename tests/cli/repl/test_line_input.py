@@ -14,13 +14,6 @@ from gptcli.cli.repl.prompt_history import PromptHistory
 from tests.cli.chatting import HELLO, Chat, said, state
 
 LINES = "\n".join(f"line {number}" for number in range(312))
-pytestmark = pytest.mark.usefixtures("tiny_by_default")
-
-
-@pytest.fixture
-def chat(tiny_by_default: None) -> Chat:
-    """A conversation at its first prompt."""
-    return Chat(HELLO).ready()
 
 
 @pytest.mark.parametrize("key", ["\n", "\x1b\r"], ids=["ctrl-j", "alt-enter"])

@@ -1,0 +1,18 @@
+"""A conversation with the tiny model, at its prompt."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.cli.chatting import HELLO, Chat
+
+
+@pytest.fixture(autouse=True)
+def _tiny(tiny_by_default: None) -> None:
+    pass
+
+
+@pytest.fixture
+def chat() -> Chat:
+    """A conversation at its first prompt."""
+    return Chat(HELLO).ready()
