@@ -97,7 +97,7 @@ class CompletionFactory:
         ]
 
     def _call_grammar(self, tools: ToolUse | None) -> CallGrammar | None:
-        """What limits a text that must be a call of a tool, or the calls of strict ones."""
+        """The grammar of a required call, or of calls of strict tools; None without either."""
         if tools is None or not tools.holds:
             return None
         from gptcli.generation.constraints.grammar import CallGrammar

@@ -24,7 +24,8 @@ CacheKind = Literal["fp32", "fp16", "int8"]  # in the order of kernels.h's Cache
 
 _VARIABLE = "GPTCLI_KERNELS"
 _NO_MEMORY, _NO_TOKEN = -1, -2  # of gptcli_draw
-ATTENTION_PRODUCTS: dict[Arithmetic, int] = {"fp32": 0, "bf16": 3, "int8": 3}  # a layer's, as kernels.h's Arithmetic
+ROUNDED_PRODUCTS = 3  # of kernels.h's Arithmetic
+ATTENTION_PRODUCTS: dict[Arithmetic, int] = {"fp32": 0, "bf16": ROUNDED_PRODUCTS, "int8": ROUNDED_PRODUCTS}  # by layer
 BF16_LEVELS: tuple[Level, ...] = ("avx512_bf16", "amx")  # those with products in bf16
 PAUSE_NANOSECONDS = 100_000_000  # between the pauses of a program
 _MOST_THREADS = 256  # kernels.h's MOST_THREADS

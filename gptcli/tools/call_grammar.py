@@ -15,7 +15,7 @@ _STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator":
 LEFT_TO_THE_MODEL = "--tool-choice auto, and no tool that is strict, leave the call to the model"
 
 
-# What a schema says of values of every type beside their own.
+# Keywords that limit values of every type.
 OF_VALUES = frozenset("$ref allOf anyOf const enum oneOf".split())
 
 
@@ -29,10 +29,7 @@ def refuse(keywords: Set[str]) -> None:
 
 
 class Grammar:
-    """Rules of a grammar while it is written.
-
-    control_ids: the id of each control token that it may need, by name. rewrite: what is written of a schema.
-    """
+    """A grammar that is being written. control_ids: the ids of control tokens by name. rewrite: prepares a schema."""
 
     def __init__(self, control_ids: Mapping[str, int], rewrite: Rewrite) -> None:
         self._ids, self._rewrite = control_ids, rewrite
@@ -93,5 +90,5 @@ class Grammar:
 
 
 def resolved(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A part of a schema that can stand alone: with the definitions of the whole."""
+    """A subschema that can stand alone, with the definitions of the root."""
     return {**{name: root[name] for name in ("$defs", "definitions") if name in root}, **schema}

@@ -71,8 +71,8 @@ class CallFormat:
     def grammar(self, tools: Iterable[Definition], grammar: Grammar, *, opened: bool) -> str:
         """The grammar of a text that is one call of one of the tools, in llguidance's Lark.
 
-        opened: leaves the opening mark out, after which there may be as many calls as fit between the marks. Raises
-        UsageError where calls cannot be held to a schema, all of which are valid.
+        opened: leaves the opening mark out, and allows as many calls as may stand between the marks. Raises UsageError
+        if calls cannot be held to a schema. The schemas must be valid.
         """
         before, after = self.group or ("", "")
         call = grammar.any_of(self.syntax.grammar(tool, grammar) for tool in tools)
@@ -231,7 +231,7 @@ class ToolUse:
     def grammar(self, control_ids: Mapping[str, int], rewrite: Rewrite) -> str:
         """The grammar of a text that must be a call, or of what follows `held_after`: see `CallFormat.grammar`.
 
-        control_ids: ids of the tokenizer's control tokens by name. rewrite: what is written of a valid schema.
+        control_ids: ids of the tokenizer's control tokens by name. rewrite: prepares a valid schema.
         """
         return self.format.grammar(self._held, Grammar(control_ids, rewrite), opened=bool(self.held_after))
 

@@ -234,7 +234,7 @@ class Braced:
     def _value(self, schema: Mapping[str, Any], root: Mapping[str, Any], grammar: Grammar) -> str:
         match schema:
             case {"enum": _}:
-                quote = f" {grammar.text(self.quote)} "  # the only token that a choice may have
+                quote = f" {grammar.text(self.quote)} "  # the only control token in a choice
                 return grammar.any_of(
                     quote.join(map(json.dumps, self._spelled(choice).split(self.quote))) for choice in _choices(schema)
                 )
@@ -268,7 +268,7 @@ _BRACED_NAME = re.compile(r"\s*call:\s*(?P<name>[^\s{]+)\s*(?={)")
 _NAME, _IDENTIFIER = re.compile(r"[\w.-]+"), re.compile(r"[^\W\d]\w*")
 
 
-# What a schema says of an object's members beside each one's own schema, and of choices beside their type.
+# Keywords that limit an object's members, beside each member's own schema, and choices, beside their type.
 _OF_MEMBERS = OF_VALUES | frozenset("maxProperties minProperties patternProperties propertyNames".split())
 _OF_CHOICES = (OF_VALUES - {"enum"}) | frozenset(
     "additionalProperties exclusiveMaximum exclusiveMinimum format items maximum maxItems maxLength maxProperties "
@@ -351,7 +351,7 @@ def _object(arguments: object) -> dict[str, Any]:
 
 
 def _typed(text: str, name: str, key: str, tools: Sequence[Definition]) -> Any:
-    """A value that is spelled without quotes: a text where the tool's schema wants one, else JSON or Python's word."""
+    """A value without quotes: a text if the tool's schema wants one, else JSON, a word of Python, or a text."""
     properties = next((tool_properties(tool) for tool in tools if tool_name(tool) == name), {})
     types = _types(properties.get(key))
     if types == {"string"}:

@@ -45,7 +45,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "gptcli_activate": (None, [c_int, c_void_p, c_void_p, c_int64, c_void_p]),
     "gptcli_linear_scores": (
         c_int,
-        [c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_void_p],
+        [c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int, c_void_p],
     ),
     "gptcli_exp": (None, [c_void_p, c_int64, c_void_p]),
 }
@@ -126,12 +126,27 @@ class Operations(Library):
         assert self._c.gptcli_passage(byref(passage)) == 0
         return out
 
-    def scores(self, matrix: Matrix, x: Tensor, targets: Tensor, scored: int, bias: Tensor | None = None) -> Tensor:
+    def scores(
+        self,
+        matrix: Matrix,
+        x: Tensor,
+        targets: Tensor,
+        scored: int,
+        bias: Tensor | None = None,
+        arithmetic: Arithmetic = "fp32",
+    ) -> Tensor:
         """Each target's log-probability in fp64, (tokens,), from logits x @ W.T + bias of the first `scored` rows."""
         out = torch.empty(len(x), dtype=torch.float64)
         assert targets.dtype == torch.int64 and len(targets) == len(x) and x.shape[1] == matrix.columns
         status = self._c.gptcli_linear_scores(
-            matrix.handle, address(x), len(x), address(bias), targets.data_ptr(), scored, out.data_ptr()
+            matrix.handle,
+            address(x),
+            len(x),
+            address(bias),
+            targets.data_ptr(),
+            scored,
+            get_args(Arithmetic).index(arithmetic),
+            out.data_ptr(),
         )
         assert status == 0
         return out

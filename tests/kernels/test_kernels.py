@@ -611,16 +611,41 @@ def test_scores_of_packed_weights_are_those_of_their_logits(kernels: Operations)
     assert_close(kernels.scores(matrix, x, targets, 490), expected, 1e-6)
 
 
+@pytest.mark.parametrize("scale", [1, 4, 12])
+@pytest.mark.parametrize("kind", ["affine", "bf16"])
+def test_rounded_scores_are_those_of_exact_logits_where_it_matters(
+    kernels: Operations, kind: str, scale: float
+) -> None:
+    x, targets, bias = torch.randn(150, 96) * scale, torch.randint(0, 2990, (150,)), torch.randn(3000)
+    packed = affine(3000, 96, 8, 32)
+    weight = packed.expanded() / packed.expanded().std() / 96**0.5
+    packed = packed._replace(scales=packed.scales / packed.expanded().std() / 96**0.5)
+    packed = packed._replace(biases=(packed.scales.float() * -128).half())
+    weight = packed.expanded() if kind == "affine" else weight.bfloat16().double()
+    matrix = packed.matrix(kernels, "fp32") if kind == "affine" else kernels.dense(weight.bfloat16())
+    logits = F.linear(x.double(), weight, bias.double())[:, :2990]
+    expected = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    rough = F.linear(rounded(x), rounded(weight.float()), bias.double())[:, :2990]
+    error = kernels.scores(matrix, x, targets, 2990, bias, "bf16") - expected
+    # What is left is the mean error of small shares; as it is, bf16 loses what each target's logit loses.
+    lost = rough.log_softmax(-1).gather(1, targets[:, None])[:, 0] - expected
+    assert error.square().mean() < lost.square().mean() / 50 + 1e-10
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("row", [0, 40, 95, 99])
-def test_a_logit_that_is_not_finite_is_no_score(kernels: Operations, value: float, row: int) -> None:
+@pytest.mark.parametrize("arithmetic", ["fp32", "bf16"])
+def test_a_logit_that_is_not_finite_is_no_score(
+    kernels: Operations, arithmetic: Arithmetic, value: float, row: int
+) -> None:
     bias, targets = torch.zeros(100), torch.full((70,), 7)
-    matrix, x = kernels.dense(torch.randn(100, 8)), torch.randn(70, 8)
-    assert kernels.scores(matrix, x, targets, 95, bias).isfinite().all()
+    matrix, x = kernels.dense(torch.randn(100, 8).bfloat16()), torch.randn(70, 8)
+    assert kernels.scores(matrix, x, targets, 95, bias, arithmetic).isfinite().all()
     bias[row] = value
-    assert not kernels.scores(matrix, x, targets, 95, bias).isfinite().any()
+    assert not kernels.scores(matrix, x, targets, 95, bias, arithmetic).isfinite().any()
     x[3, 2], bias[row] = value, 0
-    assert kernels.scores(matrix, x, targets, 95, bias).isfinite().tolist() == [token != 3 for token in range(70)]
+    finite = kernels.scores(matrix, x, targets, 95, bias, arithmetic).isfinite()
+    assert finite.tolist() == [token != 3 for token in range(70)]
 
 
 def in_words(vectors: Tensor) -> Tensor:

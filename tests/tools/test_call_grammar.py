@@ -239,6 +239,17 @@ def test_without_a_mark_strict_tools_are_said_not_to_be_held() -> None:
     assert not ToolUse(TOOLS, "auto", FORMATS[-1]).unheld and not ToolUse(TOOLS, "auto", FORMATS[0]).holds
 
 
+@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
+def test_an_integer_is_a_number_among_choices(format: CallFormat, tokenizer: Tokenizer) -> None:
+    schema = {"type": "number", "enum": [2, 2.5, "2"]}
+    parameters = {"properties": {"a": schema}, "required": ["a"], "additionalProperties": False}
+    fits = calls_that_fit(
+        ToolUse(checked_tools([{"name": "f", "parameters": parameters}]), "required", format), tokenizer
+    )
+    assert all(fits(format.write([ToolCall("", "f", {"a": number})])) for number in (2, 2.5))
+
+
+NULLS = {"type": "array", "items": {"type": "null"}}
 PAIR = {"type": "array", "prefixItems": [{"type": "null"}], "items": {"type": "boolean"}}
 REWRITTEN: dict[str, dict[str, Any]] = {
     "format": {"type": "string", "format": "byte", "maxLength": 8},
@@ -275,6 +286,18 @@ def test_lists_in_a_call_have_as_many_items_as_they_may(format: CallFormat, toke
     for seed in range(3):
         (call,) = split(text_of(use, tokenizer, seed), use).calls
         jsonschema.validate(call.arguments, parameters)
+
+
+@pytest.mark.parametrize(("bounds", "lengths"), [({}, {0, 1, 3}), ({"maxItems": 0}, {0}), ({"minItems": 1}, {1, 3})])
+@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
+def test_a_list_in_a_call_may_be_empty_or_long_where_its_bounds_say_so(
+    format: CallFormat, bounds: dict[str, int], lengths: set[int], tokenizer: Tokenizer
+) -> None:
+    parameters = {"properties": {"a": NULLS | bounds}, "required": ["a"], "additionalProperties": False}
+    use = ToolUse(checked_tools([{"name": "f", "parameters": parameters}]), "required", format)
+    fits = calls_that_fit(use, tokenizer)
+    for length in (0, 1, 3):
+        assert fits(format.write([ToolCall("", "f", {"a": [None] * length})])) is (length in lengths)
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
@@ -324,6 +347,7 @@ def test_a_tool_that_is_named_is_the_one_that_is_called(tokenizer: Tokenizer) ->
         ({"$defs": {"p": {"required": ["a"]}}, "$ref": "#/$defs/p"}, "glm", r"cannot be held to \$ref"),
         ({"properties": {"a": {"type": "array", "items": True}}}, "gemma", "cannot be held to type .array. alone"),
         ({"properties": {"a": PAIR}}, "gemma", "cannot be held to prefixItems"),
+        ({"properties": {"a": NULLS | {"anyOf": [{"minItems": 1}]}}}, "gemma", "cannot be held to anyOf"),
         ({"properties": {"a": {"enum": ["a"], "minLength": 2}}}, "gemma", "cannot be held to minLength"),
         ({"properties": {"a": {"enum": ["a"], "pattern": "a"}}}, "tagged", "cannot be held to pattern"),
     ],

@@ -99,10 +99,9 @@ class Compiler:
     def constraint(
         self, config: ConstraintConfig | CallGrammar, *, forces: bool = True, in_thoughts: bool = False
     ) -> Constraint:
-        """What limits one text. Raises as `start` does.
+        """The constraint of one text. Raises as `start` does.
 
-        forces: whether it may take tokens without a draw. in_thoughts: whether the text begins amid thoughts, which are
-        free.
+        forces: whether it may force tokens. in_thoughts: whether the prompt has opened thoughts, which are free.
         """
         matcher = self.start(config).result()
 
@@ -234,8 +233,8 @@ class AfterThoughts:
 class AfterMarks:
     """A `Constraint` that begins again after each of these marks; before, and once it is met, all is allowed.
 
-    Thoughts that the text begins with are free, marks or not. marks: what `tokens_beyond` finds for each. spell: tokens
-    of a text, whichever. in_thoughts: whether thoughts are open already.
+    Thoughts at the text's beginning are free, marks or not. marks: each with its `tokens_beyond`. spell: gives tokens
+    of a text. in_thoughts: whether the prompt has opened thoughts.
     """
 
     def __init__(
@@ -252,8 +251,8 @@ class AfterMarks:
         controls = {id: name.encode() for name, id in tokenizer.control_tokens.ids.items()}
         self._shown = {id: name for id, name in controls.items() if any(name in mark for mark in marks)}
         self._inner: Grammar | None = None
-        self._tail = b""  # of the free text, as long as a mark may begin in it
-        self._begins = not in_thoughts  # only blanks since the text or its thoughts, or what may become their tag
+        self._tail = b""  # end of the free text, in which a mark may begin
+        self._begins = not in_thoughts  # whether there are only blanks, or a beginning of the tag of thoughts
         self._in_thoughts = in_thoughts
         self._fit: dict[bytes, bool] = {}
 

@@ -245,9 +245,10 @@ EXPORT int gptcli_linear(const Matrix *matrix, const float *x, int64_t tokens, c
 /* ---- score.c ---- */
 
 /* The log-probability of a target for each token, as logits x @ W.T + bias give it whose rows below `scored` count; not
- * finite if any logit is not. out: (tokens). The logits are never in memory together. */
+ * finite if any logit is not. out: (tokens). The logits are never in memory together. arithmetic: anything but
+ * FP32_PRODUCTS lets those be rounded that hardly count. */
 EXPORT int gptcli_linear_scores(const Matrix *matrix, const float *x, int64_t tokens, const float *bias,
-                                const int64_t *targets, int64_t scored, double *out);
+                                const int64_t *targets, int64_t scored, int arithmetic, double *out);
 
 /* ---- attention.c ---- */
 
@@ -382,7 +383,7 @@ typedef struct Op {
     int64_t rows, size, stride, weight_step, table, heads, kv_heads, window;
     int64_t cache_kind; /* a CacheKind */
     int64_t keys_at;    /* bytes of a position in earlier blocks with the same window */
-    int64_t arithmetic, chunked; /* of ATTEND: see Passage */
+    int64_t arithmetic, chunked; /* of ATTEND: see Passage; of a LINEAR for logits: how they are summed up */
     int64_t borrows; /* 1 + the number of the ATTEND whose keys and values it reads instead of storing any; 0: it stores */
     int64_t out_stride, out_step, copied;
     int64_t expands_from; /* the fewest tokens of a text in a step that make it one of EXPAND's; 0: none is */

@@ -309,7 +309,8 @@ static int linear(const Op *op, const Frame *frame) {
     for (int64_t i = 1; i < frame->wanted; i++)
         memmove(in + i * columns, op->in + frame->wanted_tokens[i] * columns, (size_t)columns * sizeof(float));
     if (frame->targets != NULL)
-        return gptcli_linear_scores(matrix, in, frame->wanted, op->bias, frame->targets, frame->scored, frame->scores);
+        return gptcli_linear_scores(matrix, in, frame->wanted, op->bias, frame->targets, frame->scored,
+                                    (int)op->arithmetic, frame->scores);
     return gptcli_linear(matrix, in, frame->wanted, op->bias, frame->logits);
 }
 

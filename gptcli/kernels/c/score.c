@@ -1,4 +1,9 @@
-/* Log-probabilities of tokens: the head's logits are summed up panel by panel, and never in memory together. */
+/* Log-probabilities of tokens: the head's logits are summed up panel by panel, and never in memory together.
+ *
+ * Where products may be rounded, logits are first computed in bf16. Those that matter, of tokens whose share of the sum
+ * is at least LEAST_SHARE, are computed again in fp32, and the target's. What rounding does to the many others averages
+ * out in their sum.
+ */
 #include "kernels.h"
 
 #include <math.h>
@@ -7,16 +12,27 @@
 enum {
     MOST_SCORED = 512, /* tokens whose logits of a panel stay in the second cache */
     FLUSHED = 32,      /* panels whose sums are in fp32; those of all in fp64 */
+    LEAST_SHARE = 245, /* one part in so many, e^5.5 */
+    LISTED = 256,      /* more than can have that share */
 };
+
+/* A row of the head, and its logit in bf16. */
+typedef struct {
+    int32_t row;
+    float logit;
+} Listed;
 
 /* What a thread has summed up, for each token. */
 typedef struct {
-    float panel[PANEL_FLOATS];
+    _Alignas(CACHE_LINE) float panel[PANEL_FLOATS];
     float logits[MOST_SCORED * SCORED_ROWS];
     float sums[MOST_SCORED * BLOCK];
     float most[MOST_SCORED]; /* what is subtracted from logits in the sums */
     float scale[MOST_SCORED]; /* the same in `totals` */
     double totals[MOST_SCORED];
+    float floor[MOST_SCORED]; /* the least logit that may have the share, as far as is known */
+    int32_t counts[MOST_SCORED];
+    Listed listed[MOST_SCORED][LISTED];
 } Summed;
 
 typedef struct {
@@ -24,8 +40,10 @@ typedef struct {
     const float *x, *bias;
     const int64_t *targets;
     int64_t tokens, scored;
-    double *out; /* the targets' logits */
+    double *out; /* the targets' logits, then their log-probabilities */
     Summed *summed; /* of each thread */
+    uint16_t *rounded; /* the tokens in bf16; NULL: logits are in fp32 */
+    float *rows;       /* (threads, columns) */
 } ScoreJob;
 
 /* Adds the sums to the totals. */
@@ -40,6 +58,27 @@ static void flush(Summed *own, int64_t tokens) {
     memset(own->sums, 0, (size_t)(tokens * BLOCK) * sizeof(float));
 }
 
+/* Raises a token's floor to what its sums so far say, and drops what is below. */
+static void raise_floor(Summed *own, int64_t token) {
+    double total = own->totals[token] * exp(own->scale[token] - own->most[token]);
+    if (own->scale[token] == -INFINITY) total = 0;
+    for (int64_t i = 0; i < BLOCK; i++) total += own->sums[token * BLOCK + i];
+    own->floor[token] = (float)(own->most[token] + log(total / LEAST_SHARE));
+    int32_t kept = 0;
+    for (int32_t i = 0; i < own->counts[token]; i++)
+        if (own->listed[token][i].logit >= own->floor[token]) own->listed[token][kept++] = own->listed[token][i];
+    own->counts[token] = kept;
+}
+
+/* Lists those of a panel's logits that may have the share, after they are in the sums. */
+static void list_greatest(Summed *own, int64_t token, const float *logits, int64_t row, int64_t count) {
+    if (count == 0 || level()->greatest(logits, count) < own->floor[token]) return;
+    if (own->counts[token] + count > LISTED || own->floor[token] == -INFINITY) raise_floor(own, token);
+    for (int64_t i = 0; i < count; i++)
+        if (logits[i] >= own->floor[token] && own->counts[token] < LISTED)
+            own->listed[token][own->counts[token]++] = (Listed){(int32_t)(row + i), logits[i]};
+}
+
 static void scores_share(void *argument, int thread, int threads) {
     const ScoreJob *job = argument;
     Summed *own = &job->summed[thread];
@@ -48,43 +87,89 @@ static void scores_share(void *argument, int thread, int threads) {
     memset(own->logits, 0, sizeof own->logits); /* of rows past the last */
     memset(own->sums, 0, sizeof own->sums);
     for (int64_t token = 0; token < job->tokens; token++) {
-        own->most[token] = own->scale[token] = -INFINITY;
-        own->totals[token] = 0;
+        own->most[token] = own->scale[token] = own->floor[token] = -INFINITY;
+        own->totals[token] = own->counts[token] = 0;
     }
     for (int64_t panel, next; pool_take(thread, &panel, &next);) {
         const int64_t row = panel * SCORED_ROWS, left = job->matrix->rows - row, counted = job->scored - row;
         const int64_t present = left < SCORED_ROWS ? left : SCORED_ROWS;
         const int64_t count = counted < 0 ? 0 : counted < present ? counted : present;
         const Output output = {own->logits - row, SCORED_ROWS, job->bias};
-        level()->panels(job->matrix, job->x, job->tokens, row, row + present, own->panel, &output);
+        if (job->rounded != NULL)
+            level()->bf16_panels(job->matrix, job->rounded, job->tokens, row, row + present, own->panel, &output);
+        else
+            level()->panels(job->matrix, job->x, job->tokens, row, row + present, own->panel, &output);
         for (int64_t token = 0; token < job->tokens; token++) {
             const float *logits = own->logits + token * SCORED_ROWS;
             const int64_t target = job->targets[token] - row;
             if (target >= 0 && target < present) job->out[token] = logits[target];
             level()->add_powers(logits, count, present, &own->most[token], own->sums + token * BLOCK);
+            if (job->rounded != NULL) list_greatest(own, token, logits, row, count);
         }
         if (++panels % FLUSHED == 0) flush(own, job->tokens);
     }
     flush(own, job->tokens);
 }
 
-/* The logarithm of a token's sum of e^logit, from what all threads summed up. */
-static double log_sum(const ScoreJob *job, int64_t token) {
+/* A token's logit in fp32. row: of one thread, (columns). */
+static double exact_logit(const ScoreJob *job, int64_t token, int64_t number, float *row) {
+    enum { LANES_OF_SUM = 16 };
+    const int64_t columns = job->matrix->columns;
+    const float *x = job->x + token * columns;
+    float lanes[LANES_OF_SUM] = {0};
+    double sum = job->bias != NULL ? job->bias[number] : 0;
+    int64_t column = 0;
+    gptcli_matrix_row(job->matrix, number, row);
+    for (; column + LANES_OF_SUM <= columns; column += LANES_OF_SUM)
+        for (int64_t i = 0; i < LANES_OF_SUM; i++) lanes[i] += row[column + i] * x[column + i];
+    for (; column < columns; column++) sum += row[column] * x[column];
+    for (int64_t i = 0; i < LANES_OF_SUM; i++) sum += lanes[i];
+    return sum;
+}
+
+/* Makes a target's log-probability of its logit and what all threads summed up. row: of one thread, (columns). */
+static void finish_token(const ScoreJob *job, int64_t token, float *row) {
     float most = -INFINITY;
     double total = 0;
     for (int i = 0; i < gptcli_threads(); i++) most = fmaxf(most, job->summed[i].scale[token]);
     for (int i = 0; i < gptcli_threads(); i++) {
         const Summed *own = &job->summed[i];
-        if (own->scale[token] == -INFINITY)
-            total += own->totals[token]; /* nothing, or NaN */
-        else
-            total += own->totals[token] * exp(own->scale[token] - most);
+        const int nothing = own->scale[token] == -INFINITY; /* or NaN */
+        total += nothing ? own->totals[token] : own->totals[token] * exp(own->scale[token] - most);
     }
-    return most + log(total);
+    if (job->rounded != NULL) {
+        const double floor = most + log(total / LEAST_SHARE), own_logit = job->out[token];
+        double corrected = total;
+        for (int i = 0; i < gptcli_threads(); i++)
+            for (const Listed *each = job->summed[i].listed[token], *end = each + job->summed[i].counts[token];
+                 each < end; each++)
+                if (each->logit >= floor)
+                    corrected += exp(exact_logit(job, token, each->row, row) - most) - exp(each->logit - most);
+        total = corrected;
+        job->out[token] = exact_logit(job, token, job->targets[token], row) + 0 * own_logit;
+    }
+    job->out[token] -= most + log(total);
 }
 
+static void finish_share(void *argument, int thread, int threads) {
+    const ScoreJob *job = argument;
+    (void)threads;
+    for (int64_t token, end; pool_take(thread, &token, &end);)
+        finish_token(job, token, job->rows + thread * job->matrix->columns);
+}
+
+/* Whether a head's logits may be rounded, and can be. */
+static int is_rounded(const Matrix *matrix, int arithmetic) {
+    const int narrow = matrix->kind == BFLOAT16 || (matrix->kind == CODED && matrix->rest_bytes == RECORD);
+    return arithmetic != FP32_PRODUCTS && level()->bf16_panels != NULL && (matrix->kind == AFFINE || narrow);
+}
+
+static int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
 int gptcli_linear_scores(const Matrix *matrix, const float *x, int64_t tokens, const float *bias,
-                         const int64_t *targets, int64_t scored, double *out) {
+                         const int64_t *targets, int64_t scored, int arithmetic, double *out) {
+    const int64_t summed = gptcli_threads() * (int64_t)sizeof(Summed), columns = matrix->columns;
+    const int64_t rows = round_up(gptcli_threads() * columns * (int64_t)sizeof(float), CACHE_LINE);
     int status = 0;
     for (int64_t first = 0; first < tokens && status == 0; first += MOST_SCORED) {
         ScoreJob job = {
@@ -97,19 +182,29 @@ int gptcli_linear_scores(const Matrix *matrix, const float *x, int64_t tokens, c
             .out = out + first,
         };
         pool_lock();
-        job.summed = pool_workspace(gptcli_threads() * (int64_t)sizeof(Summed));
-        if (job.summed != NULL) {
+        const int64_t rounded = round_up(job.tokens, BF16_TOKENS) * round_up(columns, SEGMENT);
+        uint8_t *memory = pool_workspace(summed + rows + rounded * (int64_t)sizeof(uint16_t));
+        if (memory != NULL) {
+            job.summed = (Summed *)memory;
+            job.rows = (float *)(memory + summed);
+            if (is_rounded(matrix, arithmetic)) {
+                job.rounded = (uint16_t *)(memory + summed + rows);
+                memset(job.rounded, 0, (size_t)rounded * sizeof(uint16_t));
+                for (int64_t token = 0; token < job.tokens; token++)
+                    level()->round_token(job.x + token * columns, columns, token, job.rounded);
+            }
             for (int i = 0; i < gptcli_threads(); i++) /* of those that may never arrive */
                 for (int64_t token = 0; token < job.tokens; token++) {
                     job.summed[i].scale[token] = -INFINITY;
-                    job.summed[i].totals[token] = 0;
+                    job.summed[i].totals[token] = job.summed[i].counts[token] = 0;
                 }
             pool_deal((matrix->rows + SCORED_ROWS - 1) / SCORED_ROWS, 1, 1);
             pool_share(scores_share, &job);
-            for (int64_t token = 0; token < job.tokens; token++) job.out[token] -= log_sum(&job, token);
+            pool_deal(job.tokens, 1, 1);
+            pool_share(finish_share, &job);
         }
         pool_unlock();
-        status = job.summed == NULL ? -1 : 0;
+        status = memory == NULL ? -1 : 0;
     }
     return status;
 }

@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from gptcli.kernels.bindings import CacheKind, Rotation
+from gptcli.kernels.bindings import ROUNDED_PRODUCTS, CacheKind, Rotation
 from gptcli.kernels.memory import Memory
 from gptcli.kernels.tensors import Library
 from gptcli.model.config import CACHE_STEP, RopeConfig
@@ -163,6 +163,8 @@ def _step(ops: Operations, decoder: Decoder) -> None:
             _block_of_one(ops, index, cast(Block, block), x)
     final = ops.norm(decoder.final_norm, x, normalized)
     ops.linear(embedding if decoder.head is None else decoder.head, final, None)
+    rounds = any(getattr(module, "arithmetic", "fp32") != "fp32" for module in decoder.modules())
+    ops.ops[-1].arithmetic = ROUNDED_PRODUCTS if rounds else 0
 
 
 def _block_of_streams(ops: Operations, index: int, block: Block, streams: LoweredStreams, x: Buffer) -> None:
