@@ -41,8 +41,13 @@ def main() -> NoReturn:
         handle(end, "SIGTERM", "SIGHUP")
         code = run(sys.argv[1:])
         for stream in (sys.stdout, sys.stderr):
-            if stream is not None:  # None if the descriptor was closed
-                stream.flush()
+            try:
+                if stream is not None:  # None if the descriptor was closed
+                    stream.flush()
+            except BrokenPipeError:
+                raise
+            except OSError:  # `run` has reported it, as far as it can be
+                pass
     except Killed:
         pass
     except KeyboardInterrupt:

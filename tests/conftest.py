@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # As the program has it, which is too late here: torch's threads must not keep cores from what the tests start.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+os.environ.pop("PYTHONUNBUFFERED", None)  # hides what happens to output that is still in a buffer
 settings.register_profile("gptcli", deadline=None)  # how long an example takes is the machine's affair
 settings.load_profile("gptcli")
 

@@ -84,12 +84,14 @@ def run(arguments: Sequence[str]) -> int:
         if stream is not None and hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
     try:
-        _program(arguments)
+        try:
+            _program(arguments)
+            code: int = ExitCode.OK
+        except typer.Exit as exit:
+            code = exit.exit_code
         if sys.stdout is not None:
             sys.stdout.flush()
-        return ExitCode.OK
-    except typer.Exit as exit:
-        return exit.exit_code
+        return code
     except typer.TyperException as error:
         return _report(*usage_error(error, arguments), error.exit_code, error)
     except GptcliError as error:
