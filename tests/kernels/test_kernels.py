@@ -632,6 +632,14 @@ def test_rounded_scores_are_those_of_exact_logits_where_it_matters(
     assert error.square().mean() < lost.square().mean() / 50 + 1e-10
 
 
+@pytest.mark.parametrize("arithmetic", ["fp32", "bf16"])
+def test_scores_do_not_depend_on_which_thread_sums_up_what(kernels: Operations, arithmetic: Arithmetic) -> None:
+    matrix, x, targets = kernels.dense(torch.randn(20_000, 32).bfloat16()), torch.randn(80, 32), torch.arange(80)
+    first = kernels.scores(matrix, x, targets, 20_000, None, arithmetic)
+    for _ in range(30):
+        assert torch.equal(kernels.scores(matrix, x, targets, 20_000, None, arithmetic), first)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("row", [0, 40, 95, 99])
 @pytest.mark.parametrize("arithmetic", ["fp32", "bf16"])

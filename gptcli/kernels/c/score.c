@@ -7,12 +7,14 @@
 #include "kernels.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum {
     MOST_SCORED = 512, /* tokens whose logits of a panel stay in the second cache */
-    FLUSHED = 32,      /* panels whose sums are in fp32; those of all in fp64 */
+    UNIT = 32,         /* panels that a thread sums up in fp32; sums of units are in fp64 */
     LEAST_SHARE = 245, /* one part in so many, e^5.5 */
+    LOOSE_SHARE = 250, /* the same while threads list, whatever their sums' order rounds */
     LISTED = 256,      /* more than can have that share */
 };
 
@@ -22,14 +24,19 @@ typedef struct {
     float logit;
 } Listed;
 
+/* total * e^most; most is -infinity of no logits, or of NaN. */
+typedef struct {
+    double total;
+    float most;
+} Sum;
+
 /* What a thread has summed up, for each token. */
 typedef struct {
     _Alignas(CACHE_LINE) float panel[PANEL_FLOATS];
     float logits[MOST_SCORED * SCORED_ROWS];
     float sums[MOST_SCORED * BLOCK];
     float most[MOST_SCORED]; /* what is subtracted from logits in the sums */
-    float scale[MOST_SCORED]; /* the same in `totals` */
-    double totals[MOST_SCORED];
+    Sum whole[MOST_SCORED];  /* of its earlier units */
     float floor[MOST_SCORED]; /* the least logit that may have the share, as far as is known */
     int32_t counts[MOST_SCORED];
     Listed listed[MOST_SCORED][LISTED];
@@ -42,28 +49,37 @@ typedef struct {
     int64_t tokens, scored;
     double *out; /* the targets' logits, then their log-probabilities */
     Summed *summed; /* of each thread */
+    Sum *units;     /* (units, tokens): added up in their order, whichever thread had them */
     uint16_t *rounded; /* the tokens in bf16; NULL: logits are in fp32 */
     float *rows;       /* (threads, columns) */
 } ScoreJob;
 
-/* Adds the sums to the totals. */
-static void flush(Summed *own, int64_t tokens) {
-    for (int64_t token = 0; token < tokens; token++) {
-        double total = 0;
-        for (int64_t i = 0; i < BLOCK; i++) total += own->sums[token * BLOCK + i];
-        if (own->most[token] > own->scale[token]) own->totals[token] *= exp(own->scale[token] - own->most[token]);
-        own->scale[token] = own->most[token];
-        own->totals[token] += total;
+static Sum add(Sum a, Sum b) {
+    Sum greater = a.most < b.most ? b : a, other = a.most < b.most ? a : b;
+    greater.total += other.most == -INFINITY ? other.total : other.total * exp(other.most - greater.most);
+    return greater;
+}
+
+/* A token's sum within the unit. */
+static Sum unit_sum(const Summed *own, int64_t token) {
+    Sum sum = {0, own->most[token]};
+    for (int64_t i = 0; i < BLOCK; i++) sum.total += own->sums[token * BLOCK + i];
+    return sum;
+}
+
+static void end_unit(const ScoreJob *job, Summed *own, int64_t unit) {
+    for (int64_t token = 0; token < job->tokens; token++) {
+        Sum sum = job->units[unit * job->tokens + token] = unit_sum(own, token);
+        own->whole[token] = add(own->whole[token], sum);
+        own->most[token] = -INFINITY;
     }
-    memset(own->sums, 0, (size_t)(tokens * BLOCK) * sizeof(float));
+    memset(own->sums, 0, sizeof own->sums);
 }
 
 /* Raises a token's floor to what its sums so far say, and drops what is below. */
 static void raise_floor(Summed *own, int64_t token) {
-    double total = own->totals[token] * exp(own->scale[token] - own->most[token]);
-    if (own->scale[token] == -INFINITY) total = 0;
-    for (int64_t i = 0; i < BLOCK; i++) total += own->sums[token * BLOCK + i];
-    own->floor[token] = (float)(own->most[token] + log(total / LEAST_SHARE));
+    const Sum sum = add(own->whole[token], unit_sum(own, token));
+    own->floor[token] = (float)(sum.most + log(sum.total / LOOSE_SHARE));
     int32_t kept = 0;
     for (int32_t i = 0; i < own->counts[token]; i++)
         if (own->listed[token][i].logit >= own->floor[token]) own->listed[token][kept++] = own->listed[token][i];
@@ -79,36 +95,41 @@ static void list_greatest(Summed *own, int64_t token, const float *logits, int64
             own->listed[token][own->counts[token]++] = (Listed){(int32_t)(row + i), logits[i]};
 }
 
+static void sum_panel(const ScoreJob *job, Summed *own, int64_t panel) {
+    const int64_t row = panel * SCORED_ROWS, left = job->matrix->rows - row, counted = job->scored - row;
+    const int64_t present = left < SCORED_ROWS ? left : SCORED_ROWS;
+    const int64_t count = counted < 0 ? 0 : counted < present ? counted : present;
+    const Output output = {own->logits - row, SCORED_ROWS, job->bias};
+    if (job->rounded != NULL)
+        level()->bf16_panels(job->matrix, job->rounded, job->tokens, row, row + present, own->panel, &output);
+    else
+        level()->panels(job->matrix, job->x, job->tokens, row, row + present, own->panel, &output);
+    for (int64_t token = 0; token < job->tokens; token++) {
+        const float *logits = own->logits + token * SCORED_ROWS;
+        const int64_t target = job->targets[token] - row;
+        if (target >= 0 && target < present) job->out[token] = logits[target];
+        level()->add_powers(logits, count, present, &own->most[token], own->sums + token * BLOCK);
+        if (job->rounded != NULL) list_greatest(own, token, logits, row, count);
+    }
+}
+
+static int64_t panels_of(const Matrix *matrix) { return (matrix->rows + SCORED_ROWS - 1) / SCORED_ROWS; }
+
 static void scores_share(void *argument, int thread, int threads) {
     const ScoreJob *job = argument;
     Summed *own = &job->summed[thread];
-    int64_t panels = 0;
     (void)threads;
     memset(own->logits, 0, sizeof own->logits); /* of rows past the last */
     memset(own->sums, 0, sizeof own->sums);
     for (int64_t token = 0; token < job->tokens; token++) {
-        own->most[token] = own->scale[token] = own->floor[token] = -INFINITY;
-        own->totals[token] = own->counts[token] = 0;
+        own->most[token] = own->floor[token] = -INFINITY;
+        own->whole[token] = (Sum){0, -INFINITY};
     }
-    for (int64_t panel, next; pool_take(thread, &panel, &next);) {
-        const int64_t row = panel * SCORED_ROWS, left = job->matrix->rows - row, counted = job->scored - row;
-        const int64_t present = left < SCORED_ROWS ? left : SCORED_ROWS;
-        const int64_t count = counted < 0 ? 0 : counted < present ? counted : present;
-        const Output output = {own->logits - row, SCORED_ROWS, job->bias};
-        if (job->rounded != NULL)
-            level()->bf16_panels(job->matrix, job->rounded, job->tokens, row, row + present, own->panel, &output);
-        else
-            level()->panels(job->matrix, job->x, job->tokens, row, row + present, own->panel, &output);
-        for (int64_t token = 0; token < job->tokens; token++) {
-            const float *logits = own->logits + token * SCORED_ROWS;
-            const int64_t target = job->targets[token] - row;
-            if (target >= 0 && target < present) job->out[token] = logits[target];
-            level()->add_powers(logits, count, present, &own->most[token], own->sums + token * BLOCK);
-            if (job->rounded != NULL) list_greatest(own, token, logits, row, count);
-        }
-        if (++panels % FLUSHED == 0) flush(own, job->tokens);
+    for (int64_t unit, next; pool_take(thread, &unit, &next);) {
+        for (int64_t panel = unit * UNIT; panel < (unit + 1) * UNIT && panel < panels_of(job->matrix); panel++)
+            sum_panel(job, own, panel);
+        end_unit(job, own, unit);
     }
-    flush(own, job->tokens);
 }
 
 /* A token's logit in fp32. row: of one thread, (columns). */
@@ -127,28 +148,37 @@ static double exact_logit(const ScoreJob *job, int64_t token, int64_t number, fl
     return sum;
 }
 
-/* Makes a target's log-probability of its logit and what all threads summed up. row: of one thread, (columns). */
+static int by_row(const void *a, const void *b) {
+    return ((const Listed *)a)->row - ((const Listed *)b)->row;
+}
+
+/* How much a token's total changes if the logits that matter are in fp32. row: of one thread, (columns). */
+static double correction(const ScoreJob *job, int64_t token, Sum sum, float *row) {
+    const double floor = sum.most + log(sum.total / LEAST_SHARE);
+    Listed listed[LISTED];
+    int64_t count = 0;
+    double change = 0;
+    for (int i = 0; i < gptcli_threads(); i++)
+        for (int32_t each = 0; each < job->summed[i].counts[token]; each++)
+            if (job->summed[i].listed[token][each].logit >= floor && count < LISTED)
+                listed[count++] = job->summed[i].listed[token][each];
+    qsort(listed, (size_t)count, sizeof *listed, by_row);
+    for (int64_t i = 0; i < count; i++)
+        change += exp(exact_logit(job, token, listed[i].row, row) - sum.most) - exp(listed[i].logit - sum.most);
+    return change;
+}
+
+/* Makes a target's log-probability of its logit and the units' sums. row: of one thread, (columns). */
 static void finish_token(const ScoreJob *job, int64_t token, float *row) {
-    float most = -INFINITY;
-    double total = 0;
-    for (int i = 0; i < gptcli_threads(); i++) most = fmaxf(most, job->summed[i].scale[token]);
-    for (int i = 0; i < gptcli_threads(); i++) {
-        const Summed *own = &job->summed[i];
-        const int nothing = own->scale[token] == -INFINITY; /* or NaN */
-        total += nothing ? own->totals[token] : own->totals[token] * exp(own->scale[token] - most);
-    }
+    const int64_t units = (panels_of(job->matrix) + UNIT - 1) / UNIT;
+    Sum sum = {0, -INFINITY};
+    for (int64_t unit = 0; unit < units; unit++) sum = add(sum, job->units[unit * job->tokens + token]);
     if (job->rounded != NULL) {
-        const double floor = most + log(total / LEAST_SHARE), own_logit = job->out[token];
-        double corrected = total;
-        for (int i = 0; i < gptcli_threads(); i++)
-            for (const Listed *each = job->summed[i].listed[token], *end = each + job->summed[i].counts[token];
-                 each < end; each++)
-                if (each->logit >= floor)
-                    corrected += exp(exact_logit(job, token, each->row, row) - most) - exp(each->logit - most);
-        total = corrected;
-        job->out[token] = exact_logit(job, token, job->targets[token], row) + 0 * own_logit;
+        const double rounded = job->out[token]; /* is not finite if its fp32 is not */
+        sum.total += correction(job, token, sum, row);
+        job->out[token] = exact_logit(job, token, job->targets[token], row) + 0 * rounded;
     }
-    job->out[token] -= most + log(total);
+    job->out[token] -= sum.most + log(sum.total);
 }
 
 static void finish_share(void *argument, int thread, int threads) {
@@ -170,6 +200,8 @@ int gptcli_linear_scores(const Matrix *matrix, const float *x, int64_t tokens, c
                          const int64_t *targets, int64_t scored, int arithmetic, double *out) {
     const int64_t summed = gptcli_threads() * (int64_t)sizeof(Summed), columns = matrix->columns;
     const int64_t rows = round_up(gptcli_threads() * columns * (int64_t)sizeof(float), CACHE_LINE);
+    const int64_t units = (panels_of(matrix) + UNIT - 1) / UNIT;
+    const int64_t unit_bytes = round_up(units * MOST_SCORED * (int64_t)sizeof(Sum), CACHE_LINE);
     int status = 0;
     for (int64_t first = 0; first < tokens && status == 0; first += MOST_SCORED) {
         ScoreJob job = {
@@ -183,22 +215,20 @@ int gptcli_linear_scores(const Matrix *matrix, const float *x, int64_t tokens, c
         };
         pool_lock();
         const int64_t rounded = round_up(job.tokens, BF16_TOKENS) * round_up(columns, SEGMENT);
-        uint8_t *memory = pool_workspace(summed + rows + rounded * (int64_t)sizeof(uint16_t));
+        uint8_t *memory = pool_workspace(summed + rows + unit_bytes + rounded * (int64_t)sizeof(uint16_t));
         if (memory != NULL) {
             job.summed = (Summed *)memory;
             job.rows = (float *)(memory + summed);
+            job.units = (Sum *)(memory + summed + rows);
             if (is_rounded(matrix, arithmetic)) {
-                job.rounded = (uint16_t *)(memory + summed + rows);
+                job.rounded = (uint16_t *)(memory + summed + rows + unit_bytes);
                 memset(job.rounded, 0, (size_t)rounded * sizeof(uint16_t));
                 for (int64_t token = 0; token < job.tokens; token++)
                     level()->round_token(job.x + token * columns, columns, token, job.rounded);
             }
             for (int i = 0; i < gptcli_threads(); i++) /* of those that may never arrive */
-                for (int64_t token = 0; token < job.tokens; token++) {
-                    job.summed[i].scale[token] = -INFINITY;
-                    job.summed[i].totals[token] = job.summed[i].counts[token] = 0;
-                }
-            pool_deal((matrix->rows + SCORED_ROWS - 1) / SCORED_ROWS, 1, 1);
+                memset(job.summed[i].counts, 0, sizeof job.summed[i].counts);
+            pool_deal(units, 1, 1);
             pool_share(scores_share, &job);
             pool_deal(job.tokens, 1, 1);
             pool_share(finish_share, &job);
