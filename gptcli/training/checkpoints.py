@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,9 @@ class RunDirectory:
             together.agreed(stack.close)
         if together.leads:
             for old in self.steps()[:-_KEPT]:
-                shutil.rmtree(self.checkpoints / f"step-{old:08}", ignore_errors=True)
+                _remove(self.checkpoints / f"step-{old:08}")
+            for left in self.checkpoints.glob(f"*{UNFINISHED}"):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
 
     def load(self, step: int) -> tuple[Callable[[str], dict[str, Tensor]], dict[str, Any]]:
         """A function that reads a checkpoint's tensors by the name of their file; and its state."""
@@ -120,7 +122,7 @@ class RunDirectory:
         with written_whole(self._inside / _RECORD) as draft:
             draft.write_text(_json({**(self.record or {}), "finished": True}), encoding="utf-8")
         for each in (self.checkpoints, self.data, self.initial):
-            shutil.rmtree(each, ignore_errors=True)
+            _remove(each)
 
 
 @contextmanager
@@ -141,6 +143,15 @@ def written_directory(target: Path) -> Iterator[Path]:
             _flush(target.parent)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def _remove(directory: Path) -> None:
+    """Removes a directory under the name of a draft: a killed process leaves it whole, or as one."""
+    draft = _draft(directory)
+    shutil.rmtree(draft, ignore_errors=True)
+    with suppress(OSError):  # it is gone, or stays
+        os.replace(directory, draft)
+    shutil.rmtree(draft, ignore_errors=True)
 
 
 def _draft(target: Path) -> Path:
