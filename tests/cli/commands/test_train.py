@@ -35,7 +35,7 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeps the encoded data of finished runs."""
-    monkeypatch.setattr(checkpoints.shutil, "rmtree", lambda path, **_: None)
+    monkeypatch.setattr(checkpoints, "_remove", lambda directory: None)
 
 
 def weights(out: Path) -> dict[str, Tensor]:
