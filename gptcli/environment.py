@@ -1,11 +1,8 @@
-"""Switches in environment variables, and where snapshots are kept."""
+"""Switches in environment variables."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
-
-import platformdirs
 
 from gptcli.errors import UsageError
 
@@ -16,8 +13,3 @@ def switched_off(variable: str) -> bool:
     if value not in ("", "on", "off"):
         raise UsageError(f"{variable} is on or off, not {value}")
     return value == "off"
-
-
-def prepared_directory() -> Path:
-    """The directory of all that is kept for fast starts."""
-    return platformdirs.user_cache_path("gptcli", appauthor=False) / "prepared"

@@ -21,8 +21,8 @@ from gptcli.files import NotJson, is_gguf, is_there, read_json
 from gptcli.model_notes import Note
 
 if TYPE_CHECKING:
-    from gptcli.checkpoint.kept_headers import HeaderSlot
     from gptcli.gguf.model import GgufModel
+    from gptcli.kept_files import KeptFile
 
 _AHEAD = "layers that predict tokens further ahead, and that nothing uses"
 _TEXT_ALONE = Note("text alone goes in, though the model reads images too")
@@ -44,7 +44,7 @@ class ModelFolder:
     reading_notes: list[Note] = field(default_factory=list)
     is_gguf: bool = False
     gguf: GgufModel | None = field(default=None, compare=False)
-    unkept: HeaderSlot | None = field(default=None, compare=False)
+    unkept: KeptFile | None = field(default=None, compare=False)
 
     @classmethod
     def open(cls, path: Path) -> Self:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from gptcli.errors import BrokenTokenizer, ModelNotFound
 from gptcli.files import is_gguf, is_there, read_within
+from gptcli.kept_files import KeptFile
 from gptcli.model_notes import Note
 from gptcli.text.backend import BackendTokenizer
 from gptcli.text.control_tokens import ControlTokens
@@ -19,7 +20,6 @@ from gptcli.text.decoding.spelling import spelling_of
 from gptcli.text.decoding.tidied_text import TidyDetokenizer, wants_tidied
 from gptcli.text.fast_open.tokenizer_snapshots import (
     OpenedTokenizer,
-    TokenizerSlot,
     keep_tokenizer,
     read_tokenizer,
     tokenizer_slot,
@@ -61,7 +61,7 @@ class Tokenizer:
         self.settings = settings
         self.notes: list[Note] = []
         self.unread: tuple[str, ...] = ()
-        self._unkept: tuple[TokenizerSlot, tuple[Note, ...]] | None = None
+        self._unkept: tuple[KeptFile, tuple[Note, ...]] | None = None
         self._backend = backend
         self.library = backend.library
         self._added = self.library.get_added_tokens_decoder()

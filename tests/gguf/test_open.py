@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from gptcli.checkpoint import kept_headers, load
+from gptcli import kept_files
+from gptcli.checkpoint import load
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.share import Share
-from gptcli.environment import prepared_directory
 from gptcli.errors import BrokenCheckpoint, GptcliError, OutOfMemory, UnsupportedArchitecture
 from gptcli.gguf.convert import convert
+from gptcli.kept_files import prepared_directory
 from gptcli.kernels.layers import JoinedLinear
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import LocalModel, fingerprint
@@ -91,7 +92,7 @@ def test_what_is_kept_of_a_file_is_used_only_while_nothing_has_changed(
         case "the file":
             write_gguf(file, Kind.Q8_0, llama__rope__freq_base=5e5)
         case "the program":
-            monkeypatch.setattr(kept_headers, "program_identity", lambda: "another")
+            monkeypatch.setattr(kept_files, "program_identity", lambda: "another")
         case "what is kept":
             data = kept.read_bytes()
             kept.write_bytes(data.replace(b'"rope_theta":10000.0', b'"rope_theta":90000.0'))

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcli.errors import BrokenTokenizer
+from gptcli.kept_files import kept_models
 from gptcli.runtime.fast_start.snapshots import forget_snapshots
 from gptcli.text.fast_open import tokenizer_snapshots
 from gptcli.text.fast_open.partial_tokenizer import PartialTokenizer
@@ -149,7 +150,7 @@ def test_a_tokenizer_that_is_not_trusted_is_not_kept(tmp_path: Path) -> None:
 def test_kept_tokenizers_are_listed_with_their_models_and_removed_with_them(tmp_path: Path) -> None:
     models = [save("llama3", tmp_path / name) for name in ("one", "two")]
     assert all(is_partial(kept(model)[1]) for model in models)
-    assert sorted(tokenizer_snapshots.kept_tokenizers().values()) == models
+    assert sorted(kept_models(tokenizer_snapshots.TOKENIZERS).values()) == models
     forget_snapshots(models[0])
     assert [is_partial(Tokenizer.open(model)) for model in models] == [False, True]
 

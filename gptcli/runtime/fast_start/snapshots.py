@@ -7,7 +7,6 @@ is unchanged: see `slot_for`. It may be deleted at any time.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import os
 import time
@@ -17,17 +16,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.kept_headers import kept_headers
-from gptcli.environment import prepared_directory, switched_off
+from gptcli.checkpoint.kept_headers import HEADERS
+from gptcli.environment import switched_off
 from gptcli.errors import GptcliError, InputError, OutputError
 from gptcli.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, UNFINISHED, identity, program_identity
+from gptcli.kept_files import hash_of, hash_of_model, kept_models, prepared_directory
 from gptcli.kernels.bindings import Functions, built_file, functions
 from gptcli.runtime.fast_start import snapshot_file
 from gptcli.runtime.fast_start.snapshot_engine import SnapshotEngine
 from gptcli.runtime.fast_start.snapshot_file import WEIGHTS, DamagedSnapshot, Snapshot
 from gptcli.runtime.resource_limits import cpu_limit, free_memory
 from gptcli.settings import RuntimeConfig
-from gptcli.text.fast_open.tokenizer_snapshots import kept_tokenizers
+from gptcli.text.fast_open.tokenizer_snapshots import TOKENIZERS
 from gptcli.version import VERSION
 
 _VARIABLE = "GPTCLI_PREPARED"
@@ -106,7 +106,7 @@ def slot_for(folder: ModelFolder, runtime: RuntimeConfig) -> Slot | None:
         }
     except OSError:  # a file is being replaced, or gone
         return None
-    return Slot(prepared_directory() / f"{_of_model(folder.path)}-{_hash(repr(way_of_running))}{_SUFFIX}", key)
+    return Slot(prepared_directory() / f"{hash_of_model(folder.path)}-{hash_of(repr(way_of_running))}{_SUFFIX}", key)
 
 
 def _adapter_files(runtime: RuntimeConfig) -> list[Path]:
@@ -201,8 +201,8 @@ def stored_snapshots() -> list[StoredSnapshot]:
         model = str(source.parent if source.name == "config.json" else source)
         dtypes = dict.fromkeys(header["dtype"] for _, header in entries)
         found.append(StoredSnapshot(path, model, f"weights in {', '.join(dtypes)}", header["size"], used))
-    for content, kept in (("tokenizer", kept_tokenizers()), ("header", kept_headers())):
-        for path, of_model in kept.items():
+    for content, suffix in (("tokenizer", TOKENIZERS), ("header", HEADERS)):
+        for path, of_model in kept_models(suffix).items():
             with contextlib.suppress(OSError):
                 status = path.stat()
                 found.append(StoredSnapshot(path, str(of_model), content, status.st_size, status.st_mtime))
@@ -225,7 +225,7 @@ def delete_snapshots() -> int:
 
 def forget_snapshots(model: Path) -> None:
     """Removes the snapshots of the model in this directory, its tokenizer's included."""
-    for path in prepared_directory().glob(f"{_of_model(model)}*"):
+    for path in prepared_directory().glob(f"{hash_of_model(model)}*"):
         path.unlink(missing_ok=True)
 
 
@@ -249,19 +249,11 @@ def _may_have_gpu() -> bool:
     return os.name != "posix" or any(map(os.path.exists, devices))
 
 
-def _of_model(path: Path) -> str:
-    return _hash(os.path.realpath(path))
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]
-
-
 def _sources() -> str:
     """Changes whenever the program does."""
     kernels = built_file()
     assert kernels is not None
-    return _hash(repr([identity(kernels), program_identity()]))
+    return hash_of(repr([identity(kernels), program_identity()]))
 
 
 def _remove_old(directory: Path) -> None:

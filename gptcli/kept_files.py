@@ -1,0 +1,111 @@
+"""Files in the cache directory that make the next start of a model fast. Any may be deleted at any time.
+
+    32 bytes    the SHA-256 of the rest
+    8 bytes     size of the header, little-endian
+    header      JSON: the key, the model, and what else the kind of file has; padded to a multiple of 8 bytes
+    content
+
+A file is used only while its key is the wanted one: the program and the model's files are unchanged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import platformdirs
+
+from gptcli.errors import InputError
+from gptcli.files import identity, open_own, program_identity, replaced
+from gptcli.version import VERSION
+
+_CHECKSUM, _SIZE = 32, 8  # bytes
+
+
+def prepared_directory() -> Path:
+    """The directory of all that is kept for fast starts."""
+    return platformdirs.user_cache_path("gptcli", appauthor=False) / "prepared"
+
+
+def hash_of(text: str) -> str:
+    """24 hexadecimal digits."""
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:24]
+
+
+def hash_of_model(model: Path) -> str:
+    """The beginning of the names of all files that are kept of a model's directory or GGUF file."""
+    return hash_of(os.path.realpath(model))
+
+
+@dataclass(frozen=True)
+class KeptFile:
+    """A file, and the key that it must have now. model: a directory or GGUF file."""
+
+    model: Path
+    path: Path
+    key: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: Path, suffix: str, files: Iterable[Path], *versions: str) -> Self | None:
+        """The file with a suffix; None if nothing is kept or one of the model's files is gone."""
+        if os.environ.get("GPTCLI_PREPARED") == "off":
+            return None
+        try:
+            identities = {str(file): identity(file) for file in files}
+        except OSError:  # it is being replaced
+            return None
+        key = {"version": [VERSION, program_identity(), *versions], "files": identities}
+        return cls(model, prepared_directory() / (hash_of_model(model) + suffix), key)
+
+    def read(self) -> tuple[dict[str, Any], memoryview] | None:
+        """Header and content; None unless the file is whole and has the key."""
+        try:
+            with open_own(self.path) as file:
+                digest, data = file.read(_CHECKSUM), memoryview(file.read())
+        except (OSError, InputError):
+            return None
+        if hashlib.sha256(data).digest() != digest:
+            return None
+        end = _SIZE + int.from_bytes(data[:_SIZE], "little")
+        header: dict[str, Any] = json.loads(bytes(data[_SIZE:end]))
+        if header["key"] != self.key:
+            return None
+        with contextlib.suppress(OSError):  # it may be read-only, or just removed
+            os.utime(self.path)  # the least recently used are removed first
+        return header, data[end:]
+
+    def write(self, header: dict[str, Any], content: bytes, *, most: int) -> None:
+        """Writes the file, and removes all others with its suffix but the `most` last used.
+
+        Writes nothing where the system refuses it, or if the header is no JSON.
+        """
+        whole = {"key": self.key, "model": str(self.model), **header}
+        try:
+            encoded = json.dumps(whole, separators=(",", ":")).encode()
+        except TypeError:
+            return
+        encoded += b" " * (-len(encoded) % 8)
+        data = len(encoded).to_bytes(_SIZE, "little") + encoded + content
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with replaced(self.path) as file:
+                file.write(hashlib.sha256(data).digest() + data)
+            kept = sorted(self.path.parent.glob(f"*{self.path.suffix}"), key=lambda path: path.stat().st_mtime)
+            for path in kept[:-most]:
+                path.unlink(missing_ok=True)
+
+
+def kept_models(suffix: str) -> dict[Path, Path]:
+    """The model's directory or GGUF file, by the kept file with a suffix."""
+    found = {}
+    for path in prepared_directory().glob(f"*{suffix}"):
+        with contextlib.suppress(OSError, InputError, ValueError, KeyError), open_own(path) as file:
+            file.seek(_CHECKSUM)
+            found[path] = Path(json.loads(file.read(int.from_bytes(file.read(_SIZE), "little")))["model"])
+    return found
