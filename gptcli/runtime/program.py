@@ -18,7 +18,12 @@ from gptcli.runtime.program_cache import Layout, planes
 
 CHUNK = 512  # prompt tokens per forward pass: bounds memory, costs a tenth of the speed at 4,096
 
-MANY_LOGITS = 64  # rows for which mapping small pages takes longer than computing a layer; scores keep none of so many
+MANY_LOGITS = 64  # rows for which mapping small pages takes longer than computing a layer
+
+
+def sums_up(targets: int, top: int) -> bool:
+    """Whether a step scores so many targets without keeping their logits."""
+    return targets >= MANY_LOGITS and not top
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from gptcli.runtime.engine import (
 from gptcli.runtime.fast_start.snapshot_file import Snapshot
 from gptcli.runtime.lowering.decoder import lower
 from gptcli.runtime.memory_errors import memory_errors
-from gptcli.runtime.program import CHUNK, MANY_LOGITS, chunks
+from gptcli.runtime.program import CHUNK, chunks, sums_up
 from gptcli.runtime.program_cache import ProgramCache
 
 TextCache = KVCache | ProgramCache
@@ -250,7 +250,7 @@ class TorchEngine:
 
     def _sums_up(self, targets: int, top: int) -> bool:
         """Whether the program sums up the logits for so many targets, of which it then keeps none."""
-        return self._program is not None and self._program.scores and targets >= MANY_LOGITS and not top
+        return self._program is not None and self._program.scores and sums_up(targets, top)
 
     def _score_texts(self, texts: Sequence[Extension], targets: Sequence[int], vocabulary: int) -> list[TokenScore]:
         assert self._program is not None

@@ -115,10 +115,6 @@ typedef struct {
     atomic_llong next_span, next_tile;
 } PassageJob;
 
-static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-
 /* The keys or values of a span in fp32; expanded: SPAN * head_dim floats for those that are stored otherwise. */
 static const float *span_of(const Passage *passage, const uint8_t *cached, int64_t kv_head, int64_t span,
                             float *expanded) {

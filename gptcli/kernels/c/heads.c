@@ -6,9 +6,6 @@
 
 enum { SLICE = 64 }; /* tokens that are multiplied at once, which limits what is copied */
 
-static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 /* Copies heads from where tokens have them side by side, or `back`: `numbers` of each head and token. */
 static void copy_heads(const Op *op, int64_t begin, int64_t count, int64_t numbers, float *by_head, int back) {
     for (int64_t head = 0; head < op->heads; head++)
@@ -82,7 +79,7 @@ typedef struct {
     int64_t first, heads;                  /* that are made at once */
     int64_t begin, end;                    /* positions that are made at once */
     float *latents;                        /* (POSITIONS, columns of a matrix) */
-    float *whole;                          /* (threads, the same and the channels behind them) */
+    float *whole;                          /* (threads, the same and the channels after them) */
     float *keys, *values;                  /* (heads, positions, size) */
     float *out;                            /* (tokens, heads, size) */
     atomic_llong next;
@@ -111,8 +108,10 @@ static int make_keys_and_values(Expansion *job, Product *products) {
     const Op *op = job->op;
     atomic_store(&job->next, job->begin);
     pool_lock();
-    pool_share(latents_share, job);
+    job->whole = pool_workspace(gptcli_threads() * (op->matrices[0]->columns + op->size - job->plain) * (int64_t)sizeof(float));
+    if (job->whole != NULL) pool_share(latents_share, job);
     pool_unlock();
+    if (job->whole == NULL) return -1;
     for (int64_t head = 0; head < job->heads; head++)
         for (int of_values = 0; of_values < 2; of_values++)
             products[2 * head + of_values] = (Product){
@@ -154,9 +153,9 @@ int attend_expanded(const Op *op, const Frame *frame, int64_t text, const Row *r
     int64_t begin = frame->starts[text], tokens = frame->starts[text + 1] - begin, positions = row->cached + tokens;
     int64_t plain = op->matrices[0]->rows, value = op->matrices[op->heads]->rows, latent = op->matrices[0]->columns;
     int64_t most = smaller(op->heads, larger(1, MOST_FLOATS / (2 * positions * op->size)));
-    int64_t rounds = (op->heads + most - 1) / most, whole = gptcli_threads() * (latent + op->size - plain);
+    int64_t rounds = (op->heads + most - 1) / most;
     most = (op->heads + rounds - 1) / rounds; /* about as many in each */
-    int64_t floats = POSITIONS * latent + whole + most * op->size * (2 * positions + tokens);
+    int64_t floats = POSITIONS * latent + most * op->size * (2 * positions + tokens);
     float *memory = malloc((size_t)floats * sizeof *memory);
     Product *products = malloc((size_t)(2 * most) * sizeof *products);
     int status = memory == NULL || products == NULL ? -1 : 0;
@@ -165,8 +164,7 @@ int attend_expanded(const Op *op, const Frame *frame, int64_t text, const Row *r
     job.latents = memory;
     for (; job.first < op->heads && status == 0; job.first += most) {
         job.heads = smaller(most, op->heads - job.first);
-        job.whole = job.latents + POSITIONS * latent;
-        job.keys = job.whole + whole;
+        job.keys = job.latents + POSITIONS * latent;
         job.values = job.keys + job.heads * positions * op->size;
         job.out = job.values + job.heads * positions * op->size;
         for (job.begin = 0; job.begin < positions && status == 0; job.begin += POSITIONS) {

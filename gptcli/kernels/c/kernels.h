@@ -57,6 +57,10 @@ enum {
     MOST_DEPTH = 1024, /* numbers of a head that are rounded to 16 bits */
 };
 
+static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
 /* ---- matrix.c ---- */
 
 typedef enum { FLOAT32, FLOAT16, BFLOAT16, AFFINE, CODED } Kind;
@@ -77,7 +81,7 @@ typedef enum {
     FP32_PRODUCTS,
     BF16_PRODUCTS, /* weights and activations are rounded to bf16, sums are fp32; fp32 where the level has no such products */
     INT8_PRODUCTS, /* activations are rounded to 8 bits */
-    ROUNDED_PRODUCTS, /* of attention only: queries and keys may be rounded to 16 bits, weights and values to bf16 */
+    ROUNDED_PRODUCTS, /* of attention: queries and keys may be rounded to 16 bits, weights and values to bf16; of scores: bf16 */
 } Arithmetic;
 
 struct Chunk;

@@ -14,9 +14,6 @@ enum {
     SOLO_MULTIPLICATIONS = 1 << 17, /* fewer than this take less time than sharing them would */
 };
 
-static int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* ---- activations ---- */
 

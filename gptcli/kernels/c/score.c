@@ -194,13 +194,9 @@ static int is_rounded(const Matrix *matrix, int arithmetic) {
     return arithmetic != FP32_PRODUCTS && level()->bf16_panels != NULL && (matrix->kind == AFFINE || narrow);
 }
 
-static int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-
 int gptcli_linear_scores(const Matrix *matrix, const float *x, int64_t tokens, const float *bias,
                          const int64_t *targets, int64_t scored, int arithmetic, double *out) {
-    const int64_t summed = gptcli_threads() * (int64_t)sizeof(Summed), columns = matrix->columns;
-    const int64_t rows = round_up(gptcli_threads() * columns * (int64_t)sizeof(float), CACHE_LINE);
-    const int64_t units = (panels_of(matrix) + UNIT - 1) / UNIT;
+    const int64_t columns = matrix->columns, units = (panels_of(matrix) + UNIT - 1) / UNIT;
     const int64_t unit_bytes = round_up(units * MOST_SCORED * (int64_t)sizeof(Sum), CACHE_LINE);
     int status = 0;
     for (int64_t first = 0; first < tokens && status == 0; first += MOST_SCORED) {
@@ -214,13 +210,16 @@ int gptcli_linear_scores(const Matrix *matrix, const float *x, int64_t tokens, c
             .out = out + first,
         };
         pool_lock();
-        const int64_t rounded = round_up(job.tokens, BF16_TOKENS) * round_up(columns, SEGMENT);
+        const int64_t summed = gptcli_threads() * (int64_t)sizeof(Summed);
+        const int64_t rows = round_up(gptcli_threads() * columns * (int64_t)sizeof(float), CACHE_LINE);
+        const int rounds = is_rounded(matrix, arithmetic);
+        const int64_t rounded = rounds ? round_up(job.tokens, BF16_TOKENS) * round_up(columns, SEGMENT) : 0;
         uint8_t *memory = pool_workspace(summed + rows + unit_bytes + rounded * (int64_t)sizeof(uint16_t));
         if (memory != NULL) {
             job.summed = (Summed *)memory;
             job.rows = (float *)(memory + summed);
             job.units = (Sum *)(memory + summed + rows);
-            if (is_rounded(matrix, arithmetic)) {
+            if (rounds) {
                 job.rounded = (uint16_t *)(memory + summed + rows + unit_bytes);
                 memset(job.rounded, 0, (size_t)rounded * sizeof(uint16_t));
                 for (int64_t token = 0; token < job.tokens; token++)

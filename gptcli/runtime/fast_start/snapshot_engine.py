@@ -23,7 +23,7 @@ from gptcli.runtime.engine import (
     no_progress,
 )
 from gptcli.runtime.fast_start.snapshot_file import Snapshot
-from gptcli.runtime.program import CHUNK, MANY_LOGITS, Scored, chunks
+from gptcli.runtime.program import CHUNK, MANY_LOGITS, Scored, chunks, sums_up
 from gptcli.runtime.program_cache import ProgramCache
 from gptcli.runtime.resource_limits import free_memory
 
@@ -157,7 +157,7 @@ class SnapshotEngine:
         for chunk in chunks(tokens, before if self._keeps_states else 0):
             asked = targets[max(0, start - before) : max(0, start - before + len(chunk))]
             start += len(chunk)
-            if len(asked) >= MANY_LOGITS and not top:
+            if sums_up(len(asked), top):
                 yield self._summed([Extension(cache, chunk, len(asked))], asked, vocabulary)
                 continue
             rows = self._run(Extension(cache, chunk, max(1, len(asked))))
@@ -173,7 +173,7 @@ class SnapshotEngine:
             self._run_texts([text for text in before if text.tokens])
             for text in texts:
                 text.cache.mark()
-        if sum(text.wanted for text in texts) >= MANY_LOGITS and not top:
+        if sums_up(sum(text.wanted for text in texts), top):
             rest = iter(self._summed(texts, [target for own in targets for target in own], vocabulary))
             return [[next(rest) for _ in own] for own in targets]
         rows = self._run_texts(texts)

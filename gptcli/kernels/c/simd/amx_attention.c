@@ -24,6 +24,7 @@
 #include "vectors.h"
 
 #include "amx.h"
+#include "pairs.h"
 #include "span_weights.h"
 
 enum {
@@ -34,10 +35,10 @@ enum {
 
 /* 32 numbers in bf16, and what is left of them. */
 INLINE void split(floats low, floats high, __m512i *upper, __m512i *rest) {
-    *upper = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+    *upper = rounded_pair(low, high);
     low -= (floats)(words_of_halves((halves)_mm512_castsi512_si256(*upper)) << 16);
     high -= (floats)(words_of_halves((halves)_mm512_extracti64x4_epi64(*upper, 1)) << 16);
-    *rest = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+    *rest = rounded_pair(low, high);
 }
 
 static void split_keys(const float *keys, int64_t present, int64_t head_dim, int64_t depth, uint16_t *to) {
@@ -59,8 +60,6 @@ static void split_keys(const float *keys, int64_t present, int64_t head_dim, int
 }
 
 static void split_values(const float *values, int64_t present, int64_t head_dim, int64_t depth, uint16_t *to) {
-    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
-                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     for (int64_t channel = 0; channel < depth; channel += LANES)
         for (int64_t step = 0; step < SPAN_STEPS; step++, to += PAIR)
             for (int64_t i = 0; i < TILE_LINES; i++) {
@@ -71,8 +70,8 @@ static void split_values(const float *values, int64_t present, int64_t head_dim,
                     position + 1 < present ? load_channels(row + head_dim, channel, head_dim) : (floats){0};
                 __m512i upper, rest;
                 split(first, second, &upper, &rest);
-                _mm512_storeu_si512(to + i * SEGMENT, _mm512_permutexvar_epi16(order, upper));
-                _mm512_storeu_si512(to + TILE_NUMBERS + i * SEGMENT, _mm512_permutexvar_epi16(order, rest));
+                _mm512_storeu_si512(to + i * SEGMENT, interleaved(upper));
+                _mm512_storeu_si512(to + TILE_NUMBERS + i * SEGMENT, interleaved(rest));
             }
 }
 

@@ -12,6 +12,7 @@
 #include "../coded_layout.h"
 #include "affine_weights.h"
 #include "amx.h"
+#include "pairs.h"
 
 enum {
     PANEL_ROWS = 2 * LANES,
@@ -29,9 +30,6 @@ typedef struct Square {
 typedef void Multiply(const uint16_t *x, int64_t next, const uint16_t *panel, int64_t steps, int64_t tokens,
                       Square before, Square out);
 
-/* Two vectors of fp32 to bf16, ties to even: first the numbers of `low`. */
-INLINE __m512i rounded_pair(floats low, floats high) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low); }
-
 void avx512_bf16_round(const float *x, int64_t columns, int64_t token, uint16_t *out) {
     const int64_t steps = (columns + SEGMENT - 1) / SEGMENT;
     uint16_t *line = out + token / TILE_LINES * steps * TILE_NUMBERS + token % TILE_LINES * SEGMENT;
@@ -44,9 +42,7 @@ void avx512_bf16_round(const float *x, int64_t columns, int64_t token, uint16_t 
 
 /* Stores two columns of 16 rows as a line. */
 INLINE void store_columns(uint16_t *line, floats first, floats second) {
-    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
-                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    _mm512_storeu_si512(line, _mm512_permutexvar_epi16(order, rounded_pair(first, second)));
+    _mm512_storeu_si512(line, interleaved(rounded_pair(first, second)));
 }
 
 /* A tile of the weights of a block of rows, [column, column + SEGMENT). */

@@ -23,6 +23,7 @@
 #include "avx512.h"
 #include "vectors.h"
 
+#include "pairs.h"
 #include "span_weights.h"
 
 enum {
@@ -80,16 +81,13 @@ void rounded_span(const float *keys, const float *values, int64_t present, int64
                 memcpy(pairs + (channel / 2 + i) * SPAN + position, &block[i], sizeof block[i]);
         }
     }
-    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
-                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     int32_t *to_values = (int32_t *)(scales + SPAN);
     for (int64_t pair = 0; pair < PAIRS; pair++)
         for (int64_t channel = 0; channel < depth; channel += LANES, to_values += LANES) {
             const float *row = values + 2 * pair * head_dim;
             floats first = 2 * pair < present ? load_channels(row, channel, head_dim) : (floats){0};
             floats second = 2 * pair + 1 < present ? load_channels(row + head_dim, channel, head_dim) : (floats){0};
-            __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
-            _mm512_storeu_si512(to_values, _mm512_permutexvar_epi16(order, both));
+            _mm512_storeu_si512(to_values, interleaved(rounded_pair(first, second)));
         }
 }
 
@@ -138,7 +136,7 @@ INLINE void add_values(const int32_t *weights, const int32_t *values, int64_t de
 /* Rounds a row's weights over a span to bf16, and adds those to the total: what they multiply must add up to one. */
 INLINE void round_weights(const floats *values, floats *total, int32_t *weights) {
     UNROLL for (int v = 0; v < SPAN_VECTORS; v += 2) {
-        const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)values[v + 1], (__m512)values[v]);
+        const __m512i both = rounded_pair(values[v], values[v + 1]);
         _mm512_storeu_si512(weights + v * LANES / 2, both);
         *total += (floats)_mm512_slli_epi32(both, 16);
         *total += (floats)_mm512_and_si512(both, _mm512_set1_epi32(-65536));
