@@ -293,7 +293,7 @@ def _members(schema: Mapping[str, Any], wanted: re.Pattern[str]) -> dict[str, Ma
     """
     properties = schema.get("properties", {})
     refuse(_OF_MEMBERS & schema.keys() | {"required" for name in schema.get("required", ()) if name not in properties})
-    members = {key: {} if value is True else value for key, value in properties.items() if value is not False}
+    members = {key: {} if value is True else value for key, value in properties.items() if _can_be(value)}
     for key in members:
         if not wanted.fullmatch(key):
             raise UsageError(
@@ -303,9 +303,22 @@ def _members(schema: Mapping[str, Any], wanted: re.Pattern[str]) -> dict[str, Ma
     return members
 
 
+def _can_be(schema: bool | Mapping[str, Any]) -> bool:
+    """Whether an argument may be there: `false` allows no value, nor do choices that are all of another type."""
+    if isinstance(schema, bool):
+        return schema
+    return "enum" not in schema or bool(_of_type(schema))
+
+
 def _choices(schema: Mapping[str, Any]) -> list[Any]:
-    """The values of a valid schema's enum. Raises UsageError for what only JSON can be held to."""
+    """The values of a valid schema's enum. Raises UsageError for what only JSON can be held to, or if none is left."""
     refuse(_OF_CHOICES & schema.keys())
+    if not (choices := _of_type(schema)):
+        raise UsageError("tools: none of an argument's choices is of its type", hint=LEFT_TO_THE_MODEL)
+    return choices
+
+
+def _of_type(schema: Mapping[str, Any]) -> list[Any]:
     return [choice for choice in schema["enum"] if _type(choice) in _types(schema)]
 
 

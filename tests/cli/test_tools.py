@@ -294,6 +294,17 @@ def test_at_the_prompt_a_call_is_shown_and_what_is_typed_next_is_its_answer(tool
     assert again.leave() == 0
 
 
+def test_a_session_with_tools_opens_at_the_prompt_of_a_model_that_takes_none(
+    cli: Cli, tools: Path, tmp_path: Path
+) -> None:
+    cli("chat", "Weather?", "-n", "1", "--session", "s", "--tools", tools, stdin=b"")
+    plain = make_model(tmp_path / "plain")
+    chat = Chat(Script(pieces=["Hi"]), "--session", "s", "-m", str(plain)).ready()
+    chat.type("/tools none\r")
+    chat.expect("no tools; /tools FILE")
+    assert chat.leave() == 0
+
+
 @pytest.fixture(scope="module")
 def lm(model: Path) -> LanguageModel:
     return gptcli.load(model, device="cpu", dtype="fp32")

@@ -458,6 +458,7 @@ def test_a_mark_that_begins_with_another_is_the_longer_one() -> None:
 @pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
 def test_true_and_false_are_schemas_of_arguments(format: CallFormat, tokenizer: Tokenizer) -> None:
     properties = {"a": True, "b": False, "c": {"type": "array", "items": False}, "d": True}
+    properties |= {"e": {"type": "string", "enum": [1]}, "f": {"type": "string", "enum": []}}  # which nothing is
     parameters = {"properties": properties, "required": ["a", "c"], "additionalProperties": False}
     use = ToolUse(checked_tools([{"name": "f", "parameters": parameters}]), "required", format)
     fitting = calls_that_fit(use, tokenizer)
@@ -465,10 +466,24 @@ def test_true_and_false_are_schemas_of_arguments(format: CallFormat, tokenizer: 
         ({"a": "x", "c": []}, True),
         ({"a": "x", "c": [], "d": "y"}, True),
         ({"a": "x", "b": "y", "c": []}, False),
+        ({"a": "x", "c": [], "e": 1}, False),
+        ({"a": "x", "c": [], "e": ""}, False),
+        ({"a": "x", "c": [], "f": ""}, False),
         ({"a": "x", "c": ["y"]}, False),
         ({"c": []}, False),
     ):
         assert fitting(written(use, arguments)) is fits, arguments
+
+
+@pytest.mark.parametrize("schema", [False, {"type": "string", "enum": [1]}], ids=str)
+@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
+def test_an_argument_that_nothing_can_be_is_refused_where_it_is_required(
+    schema: Any, format: CallFormat, tokenizer: Tokenizer
+) -> None:
+    parameters = {"properties": {"a": schema}, "required": ["a"], "additionalProperties": False}
+    use = ToolUse(checked_tools([{"name": "f", "parameters": parameters}]), "required", format)
+    with pytest.raises(UsageError):
+        Compiler(tokenizer, frozenset([END])).constraint(grammar_of(use, tokenizer))
 
 
 def written(use: ToolUse, arguments: dict[str, Any]) -> str:

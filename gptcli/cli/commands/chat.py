@@ -27,7 +27,7 @@ from gptcli.cli.terminal.signals import interruptible
 from gptcli.cli.terminal.stderr import ProgressLine, print_note
 from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.tool_calls import write_calls
-from gptcli.errors import UsageError
+from gptcli.errors import TemplateError, UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import ChatSession
 from gptcli.runtime.engine import Workload
@@ -123,7 +123,8 @@ def chat(
         conversation = Session.restored(lm, events, template=template)
         conversation.borrows_model = name not in ("", lm.reference)
         _override(conversation, run)
-        note_unheld(conversation.tool_use, run.note)
+        with contextlib.suppress(UsageError, TemplateError):  # a question raises it; /tools or /model may come first
+            note_unheld(conversation.tool_use, run.note)
         if file is not None:
             conversation.keep_in(file, kept=len(file.events))
         has_own = conversation.system is not None and run.configured & {"system", "system_file"}

@@ -141,12 +141,13 @@ def tools(repl: ReplControls, argument: str) -> None:
         repl.session.offer(())
     elif argument:
         repl.session.offer(parse_tools(_text_of(argument), argument))
-        note_unheld(repl.session.tool_use, print_prompt_note)
     for tool in repl.session.settings.tools:
         about = excerpt(tool["function"].get("description", ""), 60)
         repl.say(f"{tool_name(tool)}({', '.join(tool_properties(tool))})  {about}".rstrip())
     if not repl.session.settings.tools:
         repl.say("no tools; /tools FILE takes those of a file")
+    if argument not in ("", "none"):
+        note_unheld(repl.session.tool_use, print_prompt_note)
 
 
 def seed(repl: ReplControls, text: str) -> None:

@@ -210,7 +210,7 @@ class Repl:
     def _turn(self) -> None:
         try:
             self._used = self.session.used
-        except TemplateError:  # shown when a message is sent
+        except (TemplateError, UsageError):  # of a template that takes no tools, say; shown when a message is sent
             self._used = 0
         try:
             calls = self.session.open_calls
