@@ -318,8 +318,8 @@ def prompts_of(name: str, prompt: object) -> Sequence[str | Sequence[int]]:
     raise missing_or(name, prompt, "a text or token ids, or several of these")
 
 
-def response_format(asked: object) -> dict[str, Any]:
-    """The constraint of a `response_format`. Raises BadParameter."""
+def response_format(asked: object, name: str = "response_format") -> dict[str, Any]:
+    """The constraint of a format. name: of the request's parameter. Raises BadParameter."""
     match asked:
         case {"type": "text", **rest} if not rest:
             return {}
@@ -330,7 +330,7 @@ def response_format(asked: object) -> dict[str, Any]:
         case {"type": "json_schema", "json_schema": {"schema": dict(schema), **named}, **rest} if not rest:
             if not named.keys() - {"name", "description", "strict"}:
                 return {"json_schema": schema}
-    raise BadParameter("response_format", "response_format must be of type text, json_object or json_schema")
+    raise BadParameter(name, f"{name} must be of type text, json_object or json_schema")
 
 
 def messages_of(turns: object, name: str = "messages") -> list[Message]:

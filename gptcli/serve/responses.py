@@ -257,7 +257,7 @@ def _asked(given: Mapping[str, Any], turns: list[Message]) -> Asked:
         url=CHAT,
         prompts=[turns],
         options=options,
-        schema_parameter="text",
+        schema_parameter="text.format",
         switches={"reasoning_effort": check_effort(reasoning.get("effort"))},
         stream=check_flag("stream", given.get("stream", False)),
         model=model_of(given),
@@ -285,9 +285,9 @@ def _tools(given: Mapping[str, Any]) -> dict[str, Any]:
 def _text_format(asked: object) -> dict[str, Any]:
     match asking(asked) if isinstance(asked, dict) else asked:
         case {"format": {"type": "json_schema", **named}, **rest} if not rest:
-            return response_format({"type": "json_schema", "json_schema": named})
+            return response_format({"type": "json_schema", "json_schema": named}, "text.format")
         case {"format": form, **rest} if not rest:
-            return response_format(form)
+            return response_format(form, "text.format")
         case {**rest} if not rest:
             return {}
     raise BadParameter("text", "text has format alone")

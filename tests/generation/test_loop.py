@@ -157,3 +157,10 @@ def test_pieces_of_text_bring_the_tokens_that_they_are_made_of(tiny: LanguageMod
     assert tuple(steps) == finished.logprobs
     for step in steps:
         assert step.explanation is not None and len(step.top) == 2
+
+
+def test_padding_rows_of_the_vocabulary_are_never_drawn(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tiny.tokenizer.size < tiny.folder.architecture.config.vocab_size
+    force(tiny, monkeypatch, [319, 319, 319])
+    _, finished = run(tiny, "x", max_tokens=3)
+    assert max(finished.ids) < tiny.tokenizer.size

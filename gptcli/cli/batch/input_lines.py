@@ -96,7 +96,7 @@ class InputLines:
                 hashed.update(data)
                 self.read += len(data)
             if too_long:
-                wrong = InputError(f"the line has more than {self.limit} bytes", _MORE)
+                wrong = InputError(f"line {number} has more than {self.limit} bytes", _MORE)
                 yield InputLine(number, hashed.hexdigest()[:16], wrong)
             elif data.strip():
                 yield InputLine(number, hashed.hexdigest()[:16], data)

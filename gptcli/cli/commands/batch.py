@@ -134,9 +134,9 @@ def _run(run: RunOptions, file: Path, what: BatchOptions, settings: BatchSetting
         lines = InputLines(file, run.prompts.max_input, activity.note)
         if answers.torn:
             activity.note(f"an incomplete last line was cut off: {what.out}")
-        runtime = run.runtime.config()
-        how = runtime.dtype, runtime.quantize, runtime.kv, runtime.adapter, run.prompts.chat_template
-        settings = settings.with_model(str(lm.folder.path.resolve()), *how)
+        runtime, asked = run.runtime.config(), run.prompts
+        how = runtime.dtype, runtime.quantize, runtime.kv, runtime.ctx_size, runtime.adapter
+        settings = settings.with_model(str(lm.folder.path.resolve()), *how, asked.chat_template, asked.switches)
         if answers.made_with - {settings.made_with.encode()}:
             activity.note(f"another model, or other options, gave answers that {what.out} has: they stay")
         if what.ray is None:

@@ -290,7 +290,7 @@ def without_times_of(data: bytes) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "option", ["--dtype=fp32", "--temperature=0.5", "--json-object", "--system=Be brief.", "--chat"]
+    "option", ["--dtype=fp32", "--temperature=0.5", "--json-object", "--system=Be brief.", "--chat", "--ctx-size=40"]
 )
 def test_a_batch_that_goes_on_with_other_options_says_so(cli: Cli, tmp_path: Path, option: str) -> None:
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"

@@ -235,7 +235,7 @@ PAIR = b'{"prompt": "a", "completion": "%s"}\n'
         (b'{"messages": [{"role": "assistant", "content": "a"}], "tools": [{}]}\n', 4, "line 1: calls of tools"),
         (b'{"messages": [{"role": "tool", "content": "a"}]}\n', 4, "line 1: calls of tools"),
         (b'{"text": "\xff"}\n', 4, "line 1"),
-        (b'{"text": "' + b"a" * 3000 + b'"}\n', 4, "more than 2000 bytes"),
+        (b'{"text": "' + b"a" * 3000 + b'"}\n', 4, "line 1 has more than 2000 bytes"),
         (PAIR % (b"b " * 200), 6, "do not fit in a block"),
         (PAIR % (b"b " * 20) + PAIR % (b"b " * 90), 6, "of 2 such examples the longest has 182"),
         (b"", 4, "nothing to learn"),
