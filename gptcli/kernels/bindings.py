@@ -140,7 +140,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "gptcli_matrix_data": (c_void_p, [c_void_p, POINTER(c_int64)]),
     "gptcli_matrix_restored": (c_void_p, [c_char_p, c_void_p]),
     "gptcli_matrix_row": (None, [c_void_p, c_int64, c_void_p]),
-    "gptcli_linear": (c_int, [c_void_p, c_void_p, c_int64, c_void_p, c_void_p]),
+    "gptcli_linear": (c_int, [c_void_p, c_void_p, c_int64, c_int, c_void_p, c_void_p]),
     "gptcli_run": (c_int64, [c_void_p, c_int64, POINTER(Frame), c_int64]),
     "gptcli_draw": (c_int64, [POINTER(Draw)]),
     "gptcli_all_finite": (c_int, [c_void_p, c_int64]),
