@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from html.parser import HTMLParser
@@ -203,9 +202,7 @@ def test_a_picture_that_cannot_be_written_is_an_output_error_before_anything_is_
 ) -> None:
     monkeypatch.setattr(LanguageModel, "open", None)
     for file in (tmp_path / "none" / "p.svg", tmp_path):
-        result = generate("In a", "--svg", file)
-        assert (result.code, result.out) == (8, b"")
-        assert f"cannot write: {file}" in result.err
+        generate("In a", "--svg", file).fails(8, f"cannot write: {file}")
 
 
 def test_a_pipe_gets_the_text_alone(generate: Cli) -> None:
@@ -223,7 +220,7 @@ def test_the_table_of_explanations_is_on_stderr(generate: Cli) -> None:
 
 
 def test_json_has_explanations_and_no_logprobs_that_were_not_asked_for(generate: Cli) -> None:
-    record = json.loads(generate("In a small", "-n", "3", "--ignore-eos", "--json", "--explain").out)
+    record = generate("In a small", "-n", "3", "--ignore-eos", "--json", "--explain").json
     assert "logprobs" not in record
     assert [step["id"] for step in record["explain"]] == record["ids"]
     for step in record["explain"]:

@@ -37,18 +37,17 @@ DOCUMENTS = {
 }
 
 
-def console(width: int = 40, *, height: int = 10) -> Console:
+def console(width: int = 40, height: int = 10) -> Console:
     return Console(file=io.StringIO(), force_terminal=True, width=width, height=height, color_system="standard")
 
 
 def written(console: Console) -> str:
-    assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
-def lines(output: str, *, height: int = 10) -> list[str]:
+def lines(output: str) -> list[str]:
     """All lines of a terminal of 40 columns, scrolled off or not, up to the last that is not blank."""
-    screen = pyte.HistoryScreen(40, height, history=1000)
+    screen = pyte.HistoryScreen(40, 10, history=1000)
     pyte.Stream(screen).feed(output.replace("\n", "\r\n"))
     assert not screen.cursor.hidden
     above = ["".join(line[column].data for column in range(40)) for line in screen.history.top]
@@ -105,8 +104,8 @@ def test_no_text_drives_the_terminal(text: str) -> None:
     shown = console()
     with MarkdownStream(shown) as stream:
         stream.write(text)
-    for forbidden in ("\x1b[2J", "\x1b]", "\x07", "\x0c", "\x85", "\x9b", "\u202e", "\u200f"):
-        assert forbidden not in written(shown)
+    driving = ("\x1b[2J", "\x1b]", "\x07", "\x0c", "\x85", "\x9b", "\u202e", "\u200f")
+    assert not any(each in written(shown) for each in driving)
 
 
 @pytest.mark.parametrize("width", [1, 2, 5, 20])
@@ -174,9 +173,8 @@ def test_code_is_not_padded_filled_or_cut() -> None:
 
 
 def test_text_is_at_most_100_columns_wide_and_at_the_left() -> None:
-    document = (
-        "# Title\n\n" + "word " * 100 + "\n\n- " + "word " * 100 + "\n\n| a | b |\n|-|-|\n| x | " + "word " * 90 + "|"
-    )
+    words = "word " * 100
+    document = f"# Title\n\n{words}\n\n- {words}\n\n| a | b |\n|-|-|\n| x | {words}|"
     shown = drawn(document, 200)
     assert shown[0] == "Title"
     assert 95 < max(map(len, shown)) <= 100

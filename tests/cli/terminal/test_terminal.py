@@ -5,28 +5,10 @@ from __future__ import annotations
 import pytest
 
 from gptcli.cli.terminal.columns import wrapped
-from tests.cli.conftest import SCRIPTED
 from tests.cli.scripted import Script
-from tests.cli.terminal.pty_terminal import Terminal
+from tests.cli.terminal.pty_terminal import show
 
 pytestmark = pytest.mark.usefixtures("tiny_by_default")
-
-
-def show(
-    script: Script, *options: str, prompt: bool = True, width: int = 80, height: int = 24, **environment: str
-) -> Terminal:
-    """A finished run on a terminal. prompt: of one letter, before the options."""
-    terminal = Terminal(
-        *SCRIPTED,
-        "generate",
-        *(["a"] if prompt else []),
-        *options,
-        environment=script.environment() | environment,
-        width=width,
-        height=height,
-    )
-    terminal.finish()
-    return terminal
 
 
 def test_a_missing_newline_is_added() -> None:
@@ -47,15 +29,14 @@ def test_a_cut_text_says_so() -> None:
 
 
 def test_a_question_that_was_only_continued_gets_a_hint() -> None:
-    terminal = show(Script(pieces=["Because."]), "Why?", prompt=False)
-    assert terminal.lines[1] == "gptcli: note: this continued the question; --chat asks it"
-    assert show(Script(pieces=["Because."]), "Why?", "--chat", prompt=False).lines == ["Because."]
+    because = Script(pieces=["Because."])
+    assert show(because, prompt="Why?").lines[1] == "gptcli: note: this continued the question; --chat asks it"
+    assert show(because, "--chat", prompt="Why?").lines == ["Because."]
 
 
 def test_control_characters_are_shown_and_not_obeyed() -> None:
-    terminal = show(
-        Script(pieces=["a\x1b", "[31m", "\x1b]0;title\x07", "\x9b2J", "b\rc\x08\x00\x7f", "\u202ed\u2066e"])
-    )
+    pieces = ["a\x1b", "[31m", "\x1b]0;title\x07", "\x9b2J", "b\rc\x08\x00\x7f", "\u202ed\u2066e"]
+    terminal = show(Script(pieces=pieces))
     assert terminal.text == "a␛[31m␛]0;title␇\\x9b2Jb␍c␈␀␡<U+202E>d<U+2066>e"
     assert b"\x1b" not in terminal.raw
     assert terminal.screen.title == ""
@@ -73,23 +54,22 @@ def test_markup_of_rich_is_text() -> None:
 @pytest.mark.parametrize("slow", [{"load_s": 0.3}, {"prefill_s": 0.3}])
 @pytest.mark.parametrize("options", [["--echo"], ["--markdown"]])
 def test_progress_is_shown_and_then_erased(slow: dict[str, float], options: list[str]) -> None:
-    terminal = show(Script(pieces=["text ", "and more"], **slow), *options)  # type: ignore[arg-type]
+    terminal = show(Script(pieces=["text ", "and more"], **slow), *options)
     assert ("loading tiny" if "load_s" in slow else "prefill").encode() in terminal.raw
     assert terminal.lines == ["atext and more" if "--echo" in options else "text and more"]
 
 
 def test_progress_shows_how_far_it_is() -> None:
-    assert "━━━━━━──────────────  100 MB/300 MB".replace("  ", " ").encode() in show(Script(load_s=0.4)).raw
+    assert "━━━━━━────────────── 100 MB/300 MB".encode() in show(Script(load_s=0.4)).raw
 
 
 def test_what_is_quick_shows_no_progress() -> None:
     assert show(Script(pieces=["text"])).raw == b"text\r\n"
 
 
-@pytest.mark.parametrize("options", [["-q"], []])
-def test_quiet_and_dumb_terminals_show_no_progress(options: list[str]) -> None:
+def test_quiet_and_dumb_terminals_show_no_progress() -> None:
     script = Script(load_s=0.4, pieces=["text"])
-    assert show(script, *options, TERM="xterm-256color" if options else "dumb").raw == b"text\r\n"
+    assert show(script, "-q").raw == show(script, TERM="dumb").raw == b"text\r\n"
 
 
 @pytest.mark.parametrize("width", [1, 20])
