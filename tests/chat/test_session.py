@@ -86,16 +86,14 @@ def test_an_interrupted_reply_is_kept_and_marked(session: Session) -> None:
     assert finish(session.send("Go on")).reason == "length"
 
 
-def test_an_error_takes_the_question_back(
-    tiny: LanguageModel, session: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_takes_the_question_back(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     finish(session.send("first"))
     with monkeypatch.context() as patch:
 
         def broken(*args: object, **kwargs: object) -> None:
             raise NonFiniteLogits(3, "fp32")
 
-        patch.setattr(tiny.engine, "prefill", broken)
+        patch.setattr(session.lm.engine, "prefill", broken)
         with pytest.raises(NonFiniteLogits):
             list(session.send("second"))
     assert texts(session)[0] == "first" and len(session.messages) == 2
@@ -196,7 +194,7 @@ def test_a_fork_is_independent_and_shares_the_cache(tiny: LanguageModel, prefill
     assert fork.settings == GREEDY
 
 
-def test_the_oldest_turns_are_dropped_with_notice_and_the_system_message_stays(tiny: LanguageModel) -> None:
+def test_the_oldest_turns_are_dropped_with_notice(tiny: LanguageModel) -> None:
     session = tiny.session("Be very brief.", GREEDY)
     dropped = 0
     for turn in range(12):
@@ -293,9 +291,7 @@ def test_thinking_is_a_setting_where_the_template_knows_it(tiny: LanguageModel) 
         tiny.session(settings=ChatSettings(reasoning_effort="low"))
 
 
-def test_a_session_that_shares_a_cache_runs_only_what_is_its_own(
-    tiny: LanguageModel, prefilled: list[int], tmp_path: Path
-) -> None:
+def test_a_shared_cache_saves_what_is_common(tiny: LanguageModel, prefilled: list[int], tmp_path: Path) -> None:
     session = tiny.session("You are a clockmaker who lives in a small town.", GREEDY)
     finish(session.send("first"))
     other = Session.restored(tiny, session.events)
@@ -336,9 +332,7 @@ def test_the_next_conversation_does_not_keep_a_borrowed_model(tiny: LanguageMode
 
 
 @pytest.mark.real
-def test_the_tenth_turn_runs_no_more_tokens_than_the_second(
-    real_weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_tenth_turn_runs_no_more_than_the_second(real_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = gptcli.load(real_weights / DEFAULT_MODEL)
     run = counted_prefills(lm, monkeypatch)
     session = lm.session("You are a helpful assistant.", ChatSettings(temperature=0.0, max_tokens=40))

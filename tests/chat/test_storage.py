@@ -122,15 +122,12 @@ def test_sessions_are_listed_the_most_recently_used_first(monkeypatch: pytest.Mo
     os.utime(written("undone", undone), (5, 5))
     bad, *listed = stored_sessions()
     assert bad.error and "line 2" in bad.error
-    assert [(session.name, session.turns, session.model) for session in listed] == [
-        ("undone", 1, "tiny"),
-        ("new", 1, "tiny"),
-        ("old", 1, "tiny"),
-    ]
+    assert [session.name for session in listed] == ["undone", "new", "old"]
+    assert {(session.turns, session.model) for session in listed} == {(1, "tiny")}
     assert listed[0].question == "Grüße \u2028 ?"
 
 
-def test_a_question_asked_instead_of_another_is_one_turn_with_or_without_its_answer() -> None:
+def test_a_question_that_replaces_another_is_one_turn() -> None:
     question, reply = {**EVENTS[1], "content": "again", "instead": True}, EVENTS[2]
     for rest, asked in ([question, reply], "again"), ([question, {"type": "truncate", "messages": 0}], "Grüße"):
         path = written("mine", [*EVENTS, *rest])

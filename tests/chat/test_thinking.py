@@ -52,7 +52,6 @@ def test_thoughts_are_dimmed_and_can_be_hidden(tiny_model: Path) -> None:
     chat.ask("go")
     assert chat.lines[2:5] == ["hm", "", "yes"] and b"\x1b[2mhm" in chat.raw
     chat.ask("/set show_thinking off")
-    chat.type("on\r")
-    chat.expect("thinking", chat.text.count("thinking") + 1)
+    chat.type("on\r", "thinking", chat.text.count("thinking") + 1)
     chat.ready(4)
     assert chat.lines[chat.lines.index("> on") + 1] == "yes" and chat.lines.count("hm") == 1

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ class Result:
 
 
 Cli = Callable[..., Result]
+Says = Callable[..., None]
 
 
 class _Keyboard(io.StringIO):
@@ -87,10 +89,7 @@ def cli(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPat
 def generate(cli: Cli, tiny_model: Path) -> Cli:
     """`gptcli generate` with the tiny model, greedily, unless the arguments say otherwise."""
 
-    def call(*arguments: str | Path, stdin: bytes | None = None) -> Result:
-        return cli("generate", "-m", tiny_model, "-t", "0", *arguments, stdin=stdin)
-
-    return call
+    return partial(cli, "generate", "-m", tiny_model, "-t", "0")
 
 
 @pytest.fixture
@@ -100,7 +99,7 @@ def tiny_by_default(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def says(monkeypatch: pytest.MonkeyPatch) -> Says:
     """Makes every model say these pieces of text."""
 
     def script(*pieces: str | bytes, **rest: Any) -> None:

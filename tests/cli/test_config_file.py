@@ -85,9 +85,7 @@ def test_a_file_that_is_not_utf_8_is_refused(cli: Cli, config: Path) -> None:
     assert cli("generate", "good morning", "-m", "tiny").err == f"gptcli: error: {config}: not UTF-8 at byte 9\n"
 
 
-def test_another_file_or_none_can_be_named(
-    cli: Cli, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_or_none_can_be_named(cli: Cli, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config.write_text("samples = 0")
     monkeypatch.setenv("GPTCLI_CONFIG", "off")
     assert cli("generate", "good morning", "-m", "tiny", "-n", "1").code == 0

@@ -47,9 +47,7 @@ def test_the_options_exclude_each_other(generate: Cli) -> None:
     generate("In", "--json-object", "--regex", "a").fails(2, "--json-object and --regex exclude each other")
 
 
-def test_what_is_not_supported_is_refused_before_the_weights_are_read(
-    generate: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_unsupported_is_refused_before_weights_are_read(generate: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gptcli.language_model.LanguageModel.load", lambda *given: pytest.fail("weights were read"))
     done = generate("In", "--json-schema", '{"items": {"not": {}}}')
     assert (done.code, done.out, done.err) == (2, b"", "gptcli: error: json-schema: #/items: not supported: not\n")
@@ -112,9 +110,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("beside", BESIDE)
-def test_the_text_has_its_form_beside_every_option(
-    generate: Cli, tiny_model: Path, tmp_path: Path, form: str, beside: str
-) -> None:
+def test_forms_hold_beside_any_option(generate: Cli, tiny_model: Path, tmp_path: Path, form: str, beside: str) -> None:
     (tmp_path / "grammar.lark").write_text('start: "a"+ "b"')
     named = {"grammar.lark": str(tmp_path / "grammar.lark"), "MODEL": str(tiny_model)}
     options, pattern = FORMS[form]

@@ -51,9 +51,7 @@ def test_bench_notes_it_too_and_reports_no_graphs(cli: Cli, tiny_model: Path) ->
     assert (done.code, done.err) == (0, NOTE) and b'"kernels": "torch"' in done.out
 
 
-def test_missing_kernels_are_noted_unless_they_are_off(
-    cli: Cli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_kernels_are_noted_unless_off(cli: Cli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bindings, "built_file", lambda: None)
     bindings.functions.cache_clear()
     try:

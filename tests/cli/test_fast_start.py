@@ -24,8 +24,7 @@ from gptcli.runtime.fast_start.snapshot_engine import SnapshotEngine
 from gptcli.settings import ChatSettings, RuntimeConfig, SamplingConfig, StopConfig
 from tests.cli.conftest import Cli
 from tests.cli.terminal.pty_terminal import on_terminal
-from tests.faults.conftest import edit
-from tests.tiny import make_model
+from tests.tiny import edit, make_model
 
 PROMPT = [7, 30, 41, 30, 41, 30]
 
@@ -142,9 +141,7 @@ def test_the_model_does_what_a_snapshot_cannot(model: Path) -> None:
 
 
 @pytest.mark.parametrize("overflow", ["stop", "shift"])
-def test_samples_of_a_snapshot_are_those_of_the_model(
-    model: Path, overflow: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_samples_of_a_snapshot_are_the_models(model: Path, overflow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gptcli.runtime.fast_start.snapshot_engine.MOST_ROWS", 4)
     sampling = SamplingConfig(temperature=1.2, seed=5)
     strings = ("e", "1") if overflow == "stop" else ()  # by which some end before others
@@ -286,9 +283,7 @@ CHANGES = DAMAGE | {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_snapshot_is_not_used_after_anything_has_changed(
-    model: Path, change: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_snapshot_is_not_used_after_a_change(model: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(snapshot_path().parent)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     keep(model)
@@ -320,9 +315,7 @@ def test_ways_of_running_share_the_weights_that_are_the_same(model: Path, cli: C
     assert len(list((Path(os.environ["XDG_CACHE_HOME"]) / "gptcli" / "prepared").glob("*.snapshot"))) == 3
 
 
-def test_a_snapshot_is_not_used_after_sources_or_memory_have_changed(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_snapshot_is_not_used_after_sources_or_memory_change(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(snapshots, "VERSION", "0.0.0")
         assert not has_snapshot(model)
@@ -354,7 +347,7 @@ def test_a_snapshot_that_cannot_be_written_is_no_error(
     assert (result.code, result.err) == (0, "")
 
 
-def test_a_conversation_goes_on_where_its_cache_must_be_of_another_kind(model: Path) -> None:
+def test_a_conversation_goes_on_when_its_engine_changes(model: Path) -> None:
     def replies(lm: LanguageModel) -> list[tuple[int, ...]]:
         session = lm.session(settings=ChatSettings(temperature=0.0, max_tokens=9, ignore_eos=True))
         for turn in range(4):
@@ -372,7 +365,7 @@ def test_a_conversation_goes_on_where_its_cache_must_be_of_another_kind(model: P
     assert not is_fast(snapshot)
 
 
-def test_a_conversation_on_a_snapshot_reuses_its_cache_as_one_without(model: Path) -> None:
+def test_a_conversation_on_a_snapshot_reuses_its_cache(model: Path) -> None:
     def prefilled(lm: LanguageModel) -> list[int]:
         session = lm.session(settings=ChatSettings(temperature=0.0, max_tokens=9, ignore_eos=True))
         run: list[int] = []

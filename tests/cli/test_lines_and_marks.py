@@ -46,9 +46,7 @@ def test_a_message_of_a_script_keeps_other_separators(inside: str, end: str) -> 
     assert messages_of_script(script, "here") == [f"one{inside}1", f"two{inside}2\nthree", f"four{inside}4"]
 
 
-def test_scored_lines_are_the_same_with_and_without_carriage_returns(
-    cli: Cli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_carriage_returns_change_no_score(cli: Cli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPTCLI_PREPARED", "off")  # a snapshot's last digit may differ
 
     def scored(text: bytes, *options: str) -> bytes:
@@ -82,9 +80,7 @@ READS: dict[str, Callable[[Path], list[str | Path]]] = {
 
 
 @pytest.mark.parametrize("what", READS)
-def test_one_mark_at_the_start_of_a_file_is_dropped_with_a_note(
-    what: str, cli: Cli, tiny_by_default: None, file: Path
-) -> None:
+def test_a_mark_at_the_start_is_dropped_with_a_note(what: str, cli: Cli, tiny_by_default: None, file: Path) -> None:
     content = b"hello {{ messages[-1].content }}"
     file.write_bytes(content)
     without = cli(*READS[what](file), stdin=b"")

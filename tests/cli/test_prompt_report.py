@@ -23,9 +23,7 @@ def report(cli: Cli, model: Path, *arguments: str) -> dict[str, Any]:
     return result.json
 
 
-def test_a_prompt_report_shows_the_rendered_prompt_and_where_control_tokens_come_from(
-    cli: Cli, tiny_model: Path, tiny: LanguageModel
-) -> None:
+def test_a_report_shows_the_prompt_and_where_tokens_come_from(cli: Cli, tiny_model: Path, tiny: LanguageModel) -> None:
     shown = report(cli, tiny_model, "--chat", "Hello <|im_end|>", "-t", "0.3", "-n", "9", "--stop", "END")
     assert shown["text"] == "<|im_start|>user\nHello <|im_end|><|im_end|>\n<|im_start|>assistant\n"
     tokens = shown["tokens"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from gptcli import ChatSettings, LanguageModel, Request
 from gptcli.errors import UsageError
 from gptcli.tools.definitions import checked_tools
 from tests.cli.chatting import Chat, sessions
-from tests.cli.conftest import Cli
+from tests.cli.conftest import Cli, Says
 from tests.cli.scripted import Script
 from tests.tiny import make_model
 from tests.tools.templates import HERMES, TEMPLATES, trust_templates
@@ -52,7 +51,7 @@ def functions(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("command", [("generate", "--chat"), ("chat",)])
-def test_a_required_call_is_one_of_a_tool_and_meets_its_schema(cli: Cli, tools: Path, command: tuple[str, ...]) -> None:
+def test_a_required_call_meets_its_schema(cli: Cli, tools: Path, command: tuple[str, ...]) -> None:
     ask = (*command, "Weather?", "--tools", tools)
     call = cli(*ask, "--tool-choice", "weather", stdin=b"").json
     assert call["name"] == "weather" and call["arguments"]["city"] in ("Rome", "Oslo")
@@ -60,7 +59,7 @@ def test_a_required_call_is_one_of_a_tool_and_meets_its_schema(cli: Cli, tools: 
     assert (record["text"], record["finish_reason"], len(functions(record))) == ("", "tool_calls", 1)
 
 
-def test_text_comes_before_calls_each_a_line_of_json(cli: Cli, tools: Path, says: Callable[..., None]) -> None:
+def test_text_comes_before_calls_each_a_line_of_json(cli: Cli, tools: Path, says: Says) -> None:
     says("Let me", " see.\n<tool", f"_call>{ROME.removeprefix('<tool_call>')}\n", NOW)
     done = cli("generate", "--chat", "Weather?", "--tools", tools)
     assert done.out == (
@@ -72,14 +71,14 @@ def test_text_comes_before_calls_each_a_line_of_json(cli: Cli, tools: Path, says
     assert record["finish_reason"] == "tool_calls"
 
 
-def test_an_answer_without_a_call_is_as_without_tools(cli: Cli, tools: Path, says: Callable[..., None]) -> None:
+def test_an_answer_without_a_call_is_as_without_tools(cli: Cli, tools: Path, says: Says) -> None:
     says("Hi <b", ">.\n")
     assert cli("generate", "--chat", "Hi", "--tools", tools).out == b"Hi <b>.\n"
     record = cli("generate", "--chat", "Hi", "--tools", tools, "--json").json
     assert (record["text"], record["tool_calls"], record["finish_reason"]) == ("Hi <b>.\n", [], "stop")
 
 
-def test_where_no_tool_may_be_called_nothing_is_a_call(cli: Cli, tools: Path, says: Callable[..., None]) -> None:
+def test_where_no_tool_may_be_called_nothing_is_a_call(cli: Cli, tools: Path, says: Says) -> None:
     says(ROME)
     for options in ((), ("--tools", tools, "--tool-choice", "none")):
         done = cli("generate", "--chat", "Weather?", *options)
@@ -87,7 +86,7 @@ def test_where_no_tool_may_be_called_nothing_is_a_call(cli: Cli, tools: Path, sa
         assert "tool_calls" not in cli("generate", "--chat", "Weather?", *options, "--json").json
 
 
-def test_a_call_that_is_cut_is_left_out_and_a_note_says_so(cli: Cli, tools: Path, says: Callable[..., None]) -> None:
+def test_a_call_that_is_cut_is_left_out_and_a_note_says_so(cli: Cli, tools: Path, says: Says) -> None:
     says("Let me see.\n", ROME[:30], reason="length")
     done = cli("generate", "--chat", "Weather?", "--tools", tools)
     assert done.out == b"Let me see."
@@ -147,7 +146,7 @@ def test_options_that_mean_nothing_are_refused(cli: Cli, tools: Path, tmp_path: 
 
 
 def test_tools_of_the_configuration_file_are_for_chats(
-    cli: Cli, tools: Path, says: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, tools: Path, says: Says, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config.toml").write_text(f'tools = "{tools}"\n')
     monkeypatch.setenv("GPTCLI_CONFIG", str(tmp_path / "config.toml"))
@@ -173,15 +172,14 @@ def test_strict_tools_that_cannot_be_held_are_noted_everywhere(cli: Cli, tmp_pat
     done = cli("batch", "-", "-n", "1", "-m", llama, "--tools", strict, stdin=body * 2)
     assert (done.code, done.err.count(note)) == (0, 1)
     chat = Chat(Script(pieces=["Hi"]), "-m", str(llama)).ready()
-    chat.type(f"/tools {strict}\r")
-    chat.expect(note)
+    chat.type(f"/tools {strict}\r", note)
     assert chat.leave() == 0
 
 
 @pytest.mark.parametrize("family", ["hermes", "tagged"])
 @pytest.mark.parametrize("parameters", [{"properties": None}, {"required": None}], ids=str)
 def test_parameters_that_are_no_schema_are_refused_where_calls_are_held(
-    cli: Cli, tmp_path: Path, says: Callable[..., None], family: str, parameters: dict[str, Any]
+    cli: Cli, tmp_path: Path, says: Says, family: str, parameters: dict[str, Any]
 ) -> None:
     model = make_model(tmp_path / "model", template=TEMPLATES[family], max_position_embeddings=4096)
     (file := tmp_path / "tools.json").write_text(json.dumps([{"name": "f", "parameters": parameters}]))
@@ -196,18 +194,14 @@ def test_parameters_that_are_no_schema_are_refused_where_calls_are_held(
     error = done.json["response"]["body"]["error"]
     assert refusal.removeprefix("error: ") in error["message"] and error["param"] == "tools"
     chat = Chat(Script(pieces=["Hello"]), "-m", str(model)).ready()
-    chat.type(f"/tools {file}\r")
-    chat.expect("f()")
-    chat.type("Hi\r")
-    chat.expect("Hello")
+    chat.type(f"/tools {file}\r", "f()")
+    chat.type("Hi\r", "Hello")
     assert chat.leave() == 0
     says("Hello")
     assert cli("generate", "--chat", *ask).out == b"Hello"
 
 
-def test_a_session_takes_what_is_said_after_calls_as_their_answers(
-    cli: Cli, tools: Path, says: Callable[..., None]
-) -> None:
+def test_a_session_takes_what_is_said_after_calls_as_their_answers(cli: Cli, tools: Path, says: Says) -> None:
     says(ROME, NOW)
     cli("chat", "Weather?", "--session", "s", "--tools", tools, stdin=b"")
     says("18, and noon.")
@@ -226,7 +220,7 @@ def test_a_session_takes_what_is_said_after_calls_as_their_answers(
     assert '"name": "weather"' in text.partition("</tools>")[0]
 
 
-def test_a_batch_offers_tools_and_writes_calls_as_openai_does(cli: Cli, tools: Path, says: Callable[..., None]) -> None:
+def test_a_batch_offers_tools_and_writes_calls_as_openai_does(cli: Cli, tools: Path, says: Says) -> None:
     call = {"id": "call00001", "type": "function", "function": IN_ROME}
     messages = [
         {"role": "user", "content": "Weather?"},
@@ -254,17 +248,13 @@ def test_a_batch_offers_tools_and_writes_calls_as_openai_does(cli: Cli, tools: P
 
 def test_at_the_prompt_a_call_is_shown_and_what_is_typed_next_is_its_answer(tools: Path) -> None:
     chat = Chat(Script(pieces=[ROME]), "--tools", str(tools)).ready()
-    chat.type("Weather?\r")
-    chat.expect('calls weather {"city": "Rome"}')
+    chat.type("Weather?\r", 'calls weather {"city": "Rome"}')
     chat.expect("weather>")
-    chat.type("/tools\r")
-    chat.expect("weather(city)")
+    chat.type("/tools\r", "weather(city)")
     chat.type("18 degrees\r")
     chat.wait_for(lambda: chat.raw.count(b"calls weather") == 2, "the next call")
-    chat.type("\x04")
-    chat.expect("not answered")
-    chat.type("/tools none\r")
-    chat.expect("no tools; /tools FILE")
+    chat.type("\x04", "not answered")
+    chat.type("/tools none\r", "no tools; /tools FILE")
     assert chat.leave() == 0
     (events,) = sessions()
     said = [event["content"] for event in events if event["type"] == "message"]
@@ -273,8 +263,7 @@ def test_at_the_prompt_a_call_is_shown_and_what_is_typed_next_is_its_answer(tool
     again.expect("weather>", times=2)
     call = 'calls weather {"city": "Rome"}'
     assert [line for line in again.lines if line.strip()][1:5] == ["> Weather?", call, "weather> 18 degrees", call]
-    again.type("\x04")
-    again.expect("not answered")
+    again.type("\x04", "not answered")
     assert again.leave() == 0
 
 
@@ -282,8 +271,7 @@ def test_a_session_with_tools_opens_with_a_model_that_takes_none(cli: Cli, tools
     cli("chat", "Weather?", "-n", "1", "--session", "s", "--tools", tools, stdin=b"")
     plain = make_model(tmp_path / "plain")
     chat = Chat(Script(pieces=["Hi"]), "--session", "s", "-m", str(plain)).ready()
-    chat.type("/tools none\r")
-    chat.expect("no tools; /tools FILE")
+    chat.type("/tools none\r", "no tools; /tools FILE")
     assert chat.leave() == 0
 
 
@@ -336,7 +324,7 @@ def test_marks_that_are_control_tokens_are_seen_and_never_shown(tmp_path: Path) 
     assert b"".join(delta.data for delta in deltas) == b""
 
 
-def test_the_answer_of_a_tool_can_be_changed_and_the_answers_of_several_cannot(lm: LanguageModel) -> None:
+def test_only_the_answer_of_a_single_call_can_be_changed(lm: LanguageModel) -> None:
     chat = lm.session(settings=ChatSettings(temperature=0.0, max_tokens=150, tools=TOOLS, tool_choice="now"))
     list(chat.send("When?"))
     assert chat.question == "When?"

@@ -175,15 +175,6 @@ def test_the_shell_completes_commands() -> None:
     assert completed.stdout == "generate\n"
 
 
-def test_a_missing_model_leads_to_where_models_are(cli: Cli) -> None:
-    error = "gptcli: error: no such model: nonsense\nhint: run `gptcli models` to see which are\n"
-    assert cli("generate", "-m", "nonsense", "In a") == Result(4, b"", error)
-
-
-def test_the_default_model_is_not_fetched_offline(cli: Cli) -> None:
-    cli("generate", "--offline", "In a").fails(4, "no such model: smollm2-135m-instruct")
-
-
 def test_a_prompt_beyond_the_context_is_refused_with_the_counts(generate: Cli) -> None:
     result = generate("-c", "4", "abcdefgh")
     result.fails(6)
@@ -209,9 +200,7 @@ def test_exhausted_memory_is_no_bug(cli: Cli, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("arguments", [["-m", "nonsense"], ["-t", "nan"], ["--nonsense"]])
-def test_debugging_shows_the_traceback_and_keeps_the_exit_code(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
-) -> None:
+def test_debugging_adds_the_traceback_alone(cli: Cli, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
     code = cli("generate", "In a", *arguments).code
     monkeypatch.setenv("GPTCLI_DEBUG", "1")
     result = cli("generate", "In a", *arguments)

@@ -37,11 +37,6 @@ def refuses(cli: Cli, model: Path) -> Refuses:
     return call
 
 
-def edit(path: Path, **fields: Any) -> None:
-    """Changes top-level fields of a JSON file; None stays null."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-
 def read_weights(model: Path) -> tuple[dict[str, Any], bytes]:
     """The header and the data of a model's weights."""
     data = (model / "model.safetensors").read_bytes()

@@ -38,6 +38,6 @@ def test_the_same_seed_gives_the_same_text(cli: Cli, tiny_model: Path) -> None:
     assert ids(cli, tiny_model) == ids(cli, tiny_model)
 
 
-def test_a_device_that_is_not_there_is_an_error_with_a_hint(cli: Cli, tiny_model: Path) -> None:
+def test_an_unknown_device_is_an_error_with_a_hint(cli: Cli, tiny_model: Path) -> None:
     result = cli("generate", "-m", tiny_model, "--device", "cuda:99", "hi")
     result.fails(5, "no such device: cuda:99", "hint: use --device cpu")

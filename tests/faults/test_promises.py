@@ -16,8 +16,7 @@ import pytest
 
 from tests.cli.conftest import ROOT
 from tests.faults import audited
-from tests.faults.conftest import edit
-from tests.tiny import TEMPLATE, make_model
+from tests.tiny import TEMPLATE, edit, make_model
 
 # A new command is a line here. MODEL stands for the model's directory, OUT for one to write to.
 COMMANDS = [

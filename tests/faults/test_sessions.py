@@ -27,8 +27,7 @@ def stored(*events: dict[str, Any]) -> None:
 )
 def test_settings_of_another_type_are_refused_with_their_event(cli: Cli, model: Path, settings: object) -> None:
     stored({"type": "settings", "settings": settings})
-    result = cli("chat", "-m", model, "--session", "odd", "-n", "2", "hello")
-    result.fails(4, "gptcli: error: not a session: event 2: ")
+    cli("chat", "-m", model, "--session", "odd", "-n", "2", "hello").fails(4, "gptcli: error: not a session: event 2: ")
 
 
 @pytest.mark.parametrize("option", [[], ["--json"]], ids=str)

@@ -11,8 +11,8 @@ from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.messages import Message
 from gptcli.text.tokenizer import Tokenizer
 from tests.cli.conftest import Cli
-from tests.faults.conftest import Refuses, edit
-from tests.tiny import TEMPLATE
+from tests.faults.conftest import Refuses
+from tests.tiny import TEMPLATE, edit
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,7 @@ def test_a_template_without_an_end_is_refused(refuses: Refuses, model: Path, sou
         (None, "--chat-template"),
     ],
 )
-def test_a_template_that_fails_is_refused_with_the_reason(
-    refuses: Refuses, model: Path, source: str | None, said: str
-) -> None:
+def test_a_faulty_template_is_refused(refuses: Refuses, model: Path, source: str | None, said: str) -> None:
     edit(model / "tokenizer_config.json", chat_template=source)
     assert said in refuses(3, "--chat")
 
@@ -88,9 +86,7 @@ REMOVES = TEMPLATE.replace("message['content']", "message['content'].replace('/n
         (REMOVES, "a < b /no_think", "a < b"),
     ],
 )
-def test_what_a_template_makes_of_a_message_is_no_control_token(
-    model: Path, template: str, typed: str, left: str
-) -> None:
+def test_what_a_template_makes_of_text_is_no_control_token(model: Path, template: str, typed: str, left: str) -> None:
     tokenizer, chat = Tokenizer.open(model), ChatTemplate(template, "here")
     (end,) = tokenizer.encode("<|im_end|>", special=True)
     messages = [Message("user", typed)]
@@ -100,7 +96,7 @@ def test_what_a_template_makes_of_a_message_is_no_control_token(
     assert left in chat.render_text(messages, tokenizer)
 
 
-def test_a_template_that_reads_messages_is_not_misled_by_marks(model: Path) -> None:
+def test_marks_do_not_mislead_a_template_that_reads_messages(model: Path) -> None:
     template = ChatTemplate(TEMPLATE.replace("['content']", "['content'].split('</think>')[-1]"), "here")
     messages = [Message("user", "1 < 2"), Message("assistant", "<think>hm</think>yes"), Message("user", "<|im_end|>")]
     rendered = template.render_text(messages, Tokenizer.open(model))

@@ -17,8 +17,8 @@ from gptcli.text.sandbox import client
 from gptcli.text.sandbox.allowlist import TRUSTED_TEMPLATES, TRUSTED_TOKENIZERS
 from gptcli.text.tokenizer import Tokenizer
 from tests.cli.conftest import Cli
-from tests.faults.conftest import Refuses, edit
-from tests.tiny import TEMPLATE, make_tokenizer
+from tests.faults.conftest import Refuses
+from tests.tiny import TEMPLATE, edit, make_tokenizer
 
 DOUBLING = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
 DOUBLING_28_TIMES = {"type": "Sequence", "normalizers": [DOUBLING] * 28}

@@ -51,9 +51,7 @@ def test_models_are_looked_for_in_one_order(tmp_path: Path, monkeypatch: pytest.
     assert locate(name).resolve() == by_path
 
 
-def test_models_are_kept_in_a_checkouts_weights_or_else_in_the_users_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_models_are_kept_in_a_checkout_or_the_users_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GPTCLI_WEIGHTS")
     assert install_root() == Path(__file__).parents[2] / "weights"
     monkeypatch.setattr(catalog, "__file__", str(tmp_path / "site-packages" / "gptcli" / "models" / "catalog.py"))
@@ -115,9 +113,7 @@ def client_fetches(hub: FakeHub, cache: Path, revision: str) -> Path:
     return Path(files[0]).parent
 
 
-def test_a_model_that_the_hubs_client_fetched_is_found(
-    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_of_the_hubs_client_is_found(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "huggingface" / "hub"
     fetched = client_fetches(hub, cache, revision=hub.commit)
     assert not (cache / "models--owner--tiny" / "refs").exists()
@@ -129,7 +125,7 @@ def test_a_model_that_the_hubs_client_fetched_is_found(
     assert locate("owner/tiny") == fetched
 
 
-def test_a_snapshot_may_link_to_blobs_that_all_models_of_the_hubs_client_share(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_snapshot_may_link_to_blobs_that_models_share(hub: FakeHub, tmp_path: Path) -> None:
     """The client moves a blob there and leaves a link to it among the model's own."""
     shared = pytest.importorskip("huggingface_hub.utils._shared_blobs")
     cache = tmp_path / "huggingface" / "hub"
@@ -176,9 +172,7 @@ def test_a_path_is_not_a_name(name: str) -> None:
     assert find_named(name) is None
 
 
-def test_the_first_directory_of_gptcli_weights_takes_new_models(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_first_of_gptcli_weights_takes_new_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     monkeypatch.setenv("GPTCLI_WEIGHTS", f"{first}{os.pathsep}{second}")
     config_in(second / "mine")

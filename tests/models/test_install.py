@@ -45,7 +45,7 @@ def test_a_model_is_installed_with_its_checksums() -> None:
     assert changed_files(path, record) == ["config.json"]
 
 
-def test_a_directory_is_made_for_a_model_and_not_for_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "not" / "there"
     monkeypatch.setenv("GPTCLI_WEIGHTS", str(root))
     with pytest.raises(ModelNotFound), one_at_a_time(), scratch():
@@ -100,7 +100,7 @@ def install_many(root: str, letter: str) -> None:
         put("name", json.dumps({"by": letter}))
 
 
-def test_processes_that_install_the_same_model_do_not_disturb_each_other() -> None:
+def test_processes_may_install_one_model_at_once() -> None:
     fork = multiprocessing.get_context("fork")
     processes = [fork.Process(target=install_many, args=(str(install_root()), letter)) for letter in "ab"]
     for process in processes:
@@ -183,9 +183,7 @@ def test_rm_removes_a_model_and_its_empty_owner() -> None:
     assert contents(install_root()) == []
 
 
-def test_rm_removes_nothing_that_gptcli_did_not_install(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rm_removes_only_what_was_installed(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put("owner/name")
     by_hand = install_root() / "by-hand"
     by_hand.mkdir()

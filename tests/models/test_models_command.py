@@ -15,10 +15,9 @@ from gptcli.models.catalog import DEFAULT_MODEL, install_root
 from gptcli.text import decode_check
 from tests.cli.conftest import Cli, Result
 from tests.cli.terminal.pty_terminal import on_terminal
-from tests.faults.conftest import edit
 from tests.gguf.tiny_gguf import Kind, write_gguf
 from tests.models.fake_hub import FakeHub
-from tests.tiny import make_model
+from tests.tiny import edit, make_model
 
 
 @pytest.fixture
@@ -80,9 +79,7 @@ def test_import_prints_the_directory_and_nothing_else(imported: Path) -> None:
     assert imported == install_root() / "mine" and (imported / RECORD).is_file()
 
 
-def test_a_directory_here_that_has_the_name_is_no_reason_not_to_import(
-    models: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_import_ignores_a_directory_here(models: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tiny").mkdir()
     monkeypatch.chdir(tmp_path)
     assert models("import", write_gguf(tmp_path / "tiny.gguf")).text == f"{install_root() / 'tiny'}\n"
@@ -196,9 +193,7 @@ def test_verify_says_which_check_failed_as_json_too(models: Cli, tmp_path: Path)
     assert record["verdict"].startswith("cannot be used: chat template")
 
 
-def test_verify_finds_a_token_that_decodes_otherwise(
-    models: Cli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_verify_finds_a_wrongly_decoded_token(models: Cli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_check, "decode_differences", lambda tokenizer: ["ids 5 are 'a', not 'b'"])
     result = models("verify", tiny_model)
     assert result.code == 3 and "ids 5 are 'a', not 'b'" in result.err

@@ -64,9 +64,7 @@ def test_an_adapter_says_what_it_is_of_which_model_and_how_to_merge_it(
         ("{", None, "merge the two with what made it"),
     ],
 )
-def test_an_adapter_of_another_kind_has_another_way_out(
-    config: Any, of: str | None, hint: str, cli: Cli, tmp_path: Path
-) -> None:
+def test_other_adapters_have_other_ways_out(config: Any, of: str | None, hint: str, cli: Cli, tmp_path: Path) -> None:
     result = cli("generate", "-m", adapter(tmp_path / "adapter", config), "hi")
     assert result.code == 3
     message, way_out = result.err.splitlines()
@@ -92,7 +90,7 @@ def test_an_adapter_is_not_fetched(hub: FakeHub) -> None:
     assert "hf download owner/tiny" in str(error.value.hint)
 
 
-def test_pickled_weights_come_with_a_command_that_converts_them_in_a_container(
+def test_the_command_that_converts_pickled_weights_works(
     cli: Cli, capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command's own code is run here, on a model that transformers pickled, and gives the same text."""

@@ -167,7 +167,7 @@ def test_a_file_of_which_the_hub_says_no_checksum_is_named(hub: FakeHub) -> None
     assert notes == ["the hub says no checksum of tokenizer_config.json: it is as it came"]
 
 
-def test_an_interrupted_pull_is_resumed_without_fetching_finished_files_again(hub: FakeHub) -> None:
+def test_a_resumed_pull_fetches_no_finished_file_again(hub: FakeHub) -> None:
     interrupt(hub, "model.safetensors")
     hub.requests.clear()
     pull_hub("owner/tiny", None, silent)
@@ -196,7 +196,7 @@ def test_a_repository_without_safetensors_is_refused(hub: FakeHub) -> None:
     assert hub.fetched() == []
 
 
-def test_a_model_that_cannot_be_used_is_refused_before_its_weights_are_fetched(hub: FakeHub) -> None:
+def test_the_weights_of_an_unusable_model_are_not_fetched(hub: FakeHub) -> None:
     def refuse(model: Path) -> None:
         assert (model / "config.json").is_file()
         raise UnsupportedArchitecture("no such mathematics")

@@ -46,7 +46,7 @@ def test_a_quantized_folder_computes_what_quantizing_while_loading_does(
     assert ModelFolder.open(install_root() / "small").weight_bytes < 0.5 * ModelFolder.open(path).weight_bytes
 
 
-def test_heads_and_embeddings_have_8_bits_and_the_rest_of_the_folder_is_kept(models: Cli, tmp_path: Path) -> None:
+def test_heads_and_embeddings_have_8_bits(models: Cli, tmp_path: Path) -> None:
     path = make_model(tmp_path / "model", intermediate_size=64, generation_config={"temperature": 0.5})
     assert models("quantize", path, "--to", "int4", "-q").code == 0
     config = json.loads((install_root() / "model-int4" / "config.json").read_text())

@@ -126,9 +126,7 @@ def test_a_cached_repository_is_its_file_if_it_holds_one(tmp_path: Path) -> None
     assert missing("owner/Two-GGUF").hint == f"one of them: {several}"
 
 
-def test_a_store_that_may_not_be_read_is_left_out_with_a_note(
-    cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_cannot_be_read_is_noted(cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scan = os.scandir
 
     def kept(path: Any = ".") -> Any:
@@ -160,9 +158,7 @@ def test_stores_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert local_models() == [] and find("ollama:tiny") is None
 
 
-def test_the_programs_own_variables_say_where_their_stores_are(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_variables_say_where_stores_are(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / ".ollama/models").rename(tmp_path / "elsewhere")
     assert find("ollama:tiny") is None
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "elsewhere"))
@@ -194,7 +190,7 @@ def test_llama_cpps_cache_may_be_of_repositories(tmp_path: Path, monkeypatch: py
     assert find("llama.cpp:owner/Two-GGUF/Two-Q8_0") is not None and find("owner/One-GGUF") is None
 
 
-def test_a_split_file_is_as_large_as_its_parts_and_another_one_if_one_changes(home: Path) -> None:
+def test_a_split_file_is_all_of_its_parts(home: Path) -> None:
     split = find("llama.cpp:big-00001-of-00002")
     first, second = (split.path.with_name(f"big-0000{part}-of-00002.gguf") for part in (1, 2))
     assert split.size == first.stat().st_size + second.stat().st_size > first.stat().st_size > 0
@@ -245,7 +241,7 @@ def test_ollamas_parameters_are_defaults_that_flags_override(ollama: Callable[..
     assert (settings["temperature"], settings["top_k"]) == (0.5, 7)
 
 
-def test_ollamas_stop_texts_end_a_text_and_control_tokens_among_them_are_ids(ollama: Callable[..., None]) -> None:
+def test_ollamas_stop_texts_and_control_tokens_end_a_text(ollama: Callable[..., None]) -> None:
     ollama(params={"stop": ["<|im_start|>", "e", ""]})
     lm = opened()
     assert CONTROL.index(BOS) in lm.stop_ids and lm.stopping(StopConfig()).strings == ("e",)

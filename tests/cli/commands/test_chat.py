@@ -55,7 +55,7 @@ def test_a_named_session_remembers(chat: Cli) -> None:
     assert both["prompt_tokens"] > 2 * first["prompt_tokens"]
 
 
-def test_options_are_for_one_call_and_the_model_and_system_message_stay(cli: Cli, tiny_model: Path) -> None:
+def test_a_session_keeps_its_model_and_system_message_but_no_options(cli: Cli, tiny_model: Path) -> None:
     given = ["-m", tiny_model, "-t", "0", "-n", "3", "--system", "Be brief."]
     first = cli("chat", "--session", "s", *given, "one", "--json", stdin=b"").json
     assert (first["completion_tokens"], first["settings"]["temperature"]) == (3, 0)
@@ -113,7 +113,7 @@ def test_a_session_can_be_deleted_unless_it_is_open(chat: Cli) -> None:
     assert chat("--delete", "s").code == 4
 
 
-def test_a_model_that_is_not_what_it_was_is_mentioned(cli: Cli, tmp_path: Path) -> None:
+def test_a_model_that_has_changed_is_noted(cli: Cli, tmp_path: Path) -> None:
     model = make_model(tmp_path / "m")
     assert cli("chat", "-m", model, "--session", "s", "-n", "2", "one", stdin=b"").err == ""
     make_model(model, seed=1)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gptcli import LanguageModel, TextDelta
-from tests.cli.conftest import Cli, Result
+from tests.cli.conftest import Cli, Result, Says
 
 PROMPT = "In a small town"
 
@@ -26,13 +25,13 @@ def test_stdout_is_the_continuation_and_nothing_else(generate: Cli, tiny: Langua
     assert len(result.out) > 40
 
 
-def test_bytes_that_are_no_text_reach_a_pipe_as_they_are(generate: Cli, says: Callable[..., None]) -> None:
+def test_bytes_that_are_no_text_reach_a_pipe_as_they_are(generate: Cli, says: Says) -> None:
     pieces = [b"\xff\xfe", b"\x00\x1b[31m\x9b", "‮ 👩‍🚀\r\n".encode(), b"[red]x[/b] :smile:\t" + b"w" * 300]
     says(*pieces)
     assert generate(PROMPT).out == b"".join(pieces)
 
 
-def test_newline_ends_a_line_that_is_open(generate: Cli, says: Callable[..., None]) -> None:
+def test_newline_ends_a_line_that_is_open(generate: Cli, says: Says) -> None:
     for pieces, out in ((["text"], b"text\n"), (["text\n"], b"text\n"), ([], b"")):
         says(*pieces)
         assert generate(PROMPT, "--newline").out == out
@@ -42,7 +41,7 @@ def test_echo_puts_the_prompt_first(generate: Cli, tiny: LanguageModel) -> None:
     assert generate(PROMPT, "-n", "8", "--echo").out == PROMPT.encode() + continuation(tiny, max_tokens=8)
 
 
-def test_samples_stand_on_lines_of_their_own(generate: Cli, says: Callable[..., None]) -> None:
+def test_samples_stand_on_lines_of_their_own(generate: Cli, says: Says) -> None:
     says("text")
     assert generate(PROMPT, "--samples", "3").out == b"text\ntext\ntext"
 
@@ -112,7 +111,7 @@ def test_json_has_the_contracts_keys(generate: Cli, tiny: LanguageModel) -> None
     assert (record["settings"]["temperature"], record["settings"]["max_tokens"]) == (0, 8)
 
 
-def test_json_spells_what_is_no_character(generate: Cli, says: Callable[..., None]) -> None:
+def test_json_spells_what_is_no_character(generate: Cli, says: Says) -> None:
     says(b"\xffa\x1b\n")
     result = generate(PROMPT, "--json")
     assert result.json["text"] == "\ufffda\x1b\n" and b"\x1b" not in result.out
@@ -169,6 +168,6 @@ def test_stats_may_be_json_or_silenced(generate: Cli) -> None:
         assert generate(PROMPT, "-n", "1", stats, "-q").err == ""
 
 
-def test_markdown_in_a_pipe_is_the_models_text(generate: Cli, says: Callable[..., None]) -> None:
+def test_markdown_in_a_pipe_is_the_models_text(generate: Cli, says: Says) -> None:
     says("# Title\n\n", "- a\n- b")
     assert generate(PROMPT, "--markdown").out == b"# Title\n\n- a\n- b"

@@ -94,7 +94,6 @@ def test_a_line_is_scored_before_the_next_one_comes(tiny_model: Path) -> None:
     with subprocess.Popen(
         [*GPTCLI, "score", "--lines", "-m", str(tiny_model)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
     ) as process:
-        assert process.stdin and process.stdout
         process.stdin.write(b"In a small town\n")
         process.stdin.flush()
         assert process.stdout.readline().endswith(b"\tIn a small town\n")

@@ -21,8 +21,7 @@ from gptcli.training.checkpoints import RunDirectory
 from gptcli.training.corpus import HELD_OUT, TRAIN, Corpus
 from gptcli.training.loop import Training
 from tests.cli.conftest import Cli, Result
-from tests.faults.conftest import edit
-from tests.tiny import TEXT, make_model
+from tests.tiny import TEXT, edit, make_model
 
 SMALL = ("--block-size", "16", "--learning-rate", "0.01", "--seed", "3")
 NEW = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
@@ -184,7 +183,7 @@ def test_csv_has_the_columns_of_json_lines(cli: Cli, tmp_path: Path, tiny_model:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("list_of_json", [False, True])
-def test_questions_and_answers_are_conversations_whatever_they_are_called(
+def test_questions_and_answers_are_conversations_under_any_name(
     learned: Learned, tmp_path: Path, row: Any, asked: str, answer: str, left: str, list_of_json: bool
 ) -> None:
     data = tmp_path / ("data.json" if list_of_json else "data.jsonl")
@@ -264,9 +263,7 @@ def test_examples_with_nothing_left_to_learn_are_counted(train: Cli, tmp_path: P
         (("--new", "config.json", "--lora", "8"), "--new and --lora exclude each other"),
     ],
 )
-def test_a_value_that_cannot_be_is_never_taken_for_none(
-    cli: Cli, data: Path, out: Path, options: tuple[str, ...], said: str
-) -> None:
+def test_a_bad_value_is_never_ignored(cli: Cli, data: Path, out: Path, options: tuple[str, ...], said: str) -> None:
     cli("train", data, "-o", out, *options).fails(2, said)
 
 
@@ -293,7 +290,7 @@ def test_a_text_that_is_not_utf8_is_refused(train: Cli, tmp_path: Path) -> None:
     assert "--errors" not in done.err, "which train does not have"
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_the_weights_before_it(
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_last_good_weights(
     train: Cli, data: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add = loop.add_gradients
@@ -324,7 +321,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(
     assert train(data, "--save-every", "1", "-q", "--resume").code == 0
 
 
-def test_a_run_is_neither_overwritten_nor_changed_when_it_goes_on(
+def test_a_run_is_never_overwritten_or_resumed_with_changes(
     cli: Cli, data: Path, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model(tmp_path / "model")
@@ -363,7 +360,7 @@ def test_json_is_an_object_an_event(train: Cli, data: Path) -> None:
     assert done.err == ""
 
 
-def test_an_adapter_learns_over_packed_weights_as_over_what_they_stand_for(
+def test_an_adapter_learns_the_same_over_packed_weights(
     cli: Cli, data: Path, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = cli("models", "quantize", tiny_model, "--to", "int4", "--name", "packed", "-q").text.strip()

@@ -67,13 +67,14 @@ class Terminal:
             assert time.monotonic() < ends, f"no {what} in:\n{self.text}"
             self._read()
 
-    def type(self, keys: str) -> None:
-        """Types keys: `\\r` is Enter."""
+    def type(self, keys: str, shows: str = "", times: int = 1) -> None:
+        """Types keys, of which `\\r` is Enter, and waits until a text was shown at least this many times."""
         self.child.send(keys)
+        self.expect(shows, times)
 
-    def paste(self, text: str) -> None:
+    def paste(self, text: str, shows: str = "", times: int = 1) -> None:
         """Pastes, as a terminal with bracketed paste does."""
-        self.child.send("\x1b[200~" + text.replace("\n", "\r") + "\x1b[201~")
+        self.type("\x1b[200~" + text.replace("\n", "\r") + "\x1b[201~", shows, times)
 
     def resize(self, width: int, height: int = 24) -> None:
         """Changes the window's size."""

@@ -100,8 +100,7 @@ class TestPrograms:
     @pytest.mark.parametrize("late", [answer(LIGHT), TERMINAL])
     def test_a_late_answer_is_no_text(self, late: str) -> None:
         chat = Chat(CODE).ready()
-        chat.type("que")
-        chat.expect("> que")
+        chat.type("que", "> que")
         chat.type(late)
         chat.ask("stion")
         assert chat.leave() == 0

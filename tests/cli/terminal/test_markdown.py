@@ -54,12 +54,17 @@ def lines(output: str) -> list[str]:
     return "\n".join(line.rstrip() for line in [*above, *screen.display]).rstrip().split("\n")
 
 
-def streamed(pieces: list[str]) -> list[str]:
-    shown = console()
+def written_of(*pieces: str, width: int = 40, height: int = 10) -> str:
+    """What a stream of Markdown writes."""
+    shown = console(width, height)
     with MarkdownStream(shown) as stream:
         for piece in pieces:
             stream.write(piece)
-    return lines(written(shown))
+    return written(shown)
+
+
+def streamed(*pieces: str) -> list[str]:
+    return lines(written_of(*pieces))
 
 
 def at_once(document: str) -> list[str]:
@@ -78,12 +83,10 @@ def draw_at_every_text(monkeypatch: pytest.MonkeyPatch, frame_s: float = -1) -> 
 
 @pytest.mark.parametrize("frame_s", [-1, 1e9], ids=["every frame", "no frame"])
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_a_streamed_document_looks_as_if_it_came_at_once(
-    name: str, frame_s: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_streamed_document_looks_as_at_once(name: str, frame_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_at_every_text(monkeypatch, frame_s)
     document = DOCUMENTS[name]
-    assert streamed(list(document)) == at_once(document)
+    assert streamed(*document) == at_once(document)
 
 
 def test_the_pieces_make_no_difference() -> None:
@@ -92,28 +95,24 @@ def test_the_pieces_make_no_difference() -> None:
         cut = random.Random(seed)
         borders = sorted(cut.sample(range(len(document)), 60))
         pieces = [document[start:end] for start, end in zip([0, *borders], [*borders, len(document)], strict=True)]
-        assert streamed(pieces) == at_once(document)
+        assert streamed(*pieces) == at_once(document)
 
 
 def test_html_is_shown_as_text() -> None:
-    assert streamed(["<think>\nwhat\n</think>\n\nSo <b>bold</b>"]) == ["<think> what </think>", "", "So <b>bold</b>"]
+    assert streamed("<think>\nwhat\n</think>\n\nSo <b>bold</b>") == ["<think> what </think>", "", "So <b>bold</b>"]
 
 
 @pytest.mark.parametrize("text", ["\x1b[2Ja\x9b\u202eb", "&#8238;a &#12; &#x85; &rlm;b", "```\n\x1b]0;x\x07\n```"])
 def test_no_text_drives_the_terminal(text: str) -> None:
-    shown = console()
-    with MarkdownStream(shown) as stream:
-        stream.write(text)
     driving = ("\x1b[2J", "\x1b]", "\x07", "\x0c", "\x85", "\x9b", "\u202e", "\u200f")
-    assert not any(each in written(shown) for each in driving)
+    assert not any(each in written_of(text) for each in driving)
 
 
 @pytest.mark.parametrize("width", [1, 2, 5, 20])
 def test_a_narrow_terminal_works(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_at_every_text(monkeypatch)
     for document in DOCUMENTS.values():
-        with MarkdownStream(console(width, height=1)) as stream:
-            stream.write(document)
+        written_of(document, width=width, height=1)
 
 
 def test_a_window_that_shrinks_just_after_a_drawing_keeps_what_is_above(monkeypatch: pytest.MonkeyPatch) -> None:

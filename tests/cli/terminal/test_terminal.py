@@ -42,13 +42,9 @@ def test_control_characters_are_shown_and_not_obeyed() -> None:
     assert terminal.screen.title == ""
 
 
-def test_joined_emoji_and_combining_marks_stay_whole() -> None:
-    text = "👩‍🚀 ❤️ é नि"
+@pytest.mark.parametrize("text", ["text", "👩‍🚀 ❤️ é नि", "[red]a[/b] :smile: https://x.example"])
+def test_text_is_shown_as_it_is_and_at_once(text: str) -> None:
     assert show(Script(pieces=[text])).raw.decode() == text + "\r\n"
-
-
-def test_markup_of_rich_is_text() -> None:
-    assert show(Script(pieces=["[red]a[/b] :smile: https://x.example"])).text == "[red]a[/b] :smile: https://x.example"
 
 
 @pytest.mark.parametrize("slow", [{"load_s": 0.3}, {"prefill_s": 0.3}])
@@ -61,10 +57,6 @@ def test_progress_is_shown_and_then_erased(slow: dict[str, float], options: list
 
 def test_progress_shows_how_far_it_is() -> None:
     assert "━━━━━━────────────── 100 MB/300 MB".encode() in show(Script(load_s=0.4)).raw
-
-
-def test_what_is_quick_shows_no_progress() -> None:
-    assert show(Script(pieces=["text"])).raw == b"text\r\n"
 
 
 def test_quiet_and_dumb_terminals_show_no_progress() -> None:
@@ -112,12 +104,6 @@ def test_a_command_to_be_copied_is_never_split(columns: int, lines: list[str]) -
 
 
 DOCUMENT = "# Title\n\nSome *text*.\n\n- one\n- two\n\n```\ncode\n```\n"
-
-
-def test_markdown_is_drawn() -> None:
-    terminal = show(Script(pieces=list(DOCUMENT), piece_s=0.005), "--markdown")
-    assert terminal.text.split() == ["Title", "Some", "text.", "•", "one", "•", "two", "code"]
-    assert not terminal.screen.cursor.hidden
 
 
 def test_markdown_on_a_dumb_terminal_is_text() -> None:
