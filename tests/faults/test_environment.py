@@ -26,7 +26,7 @@ def test_a_file_that_may_not_grow_is_an_output_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", ["-n 8", "-v 2097152"], ids=["open files", "address space"])
-def test_little_is_enough(limit: str) -> None:
+def test_few_files_and_two_gigabytes_are_enough(limit: str) -> None:
     assert shell(f"ulimit {limit}; {RUN}").code == 0
 
 

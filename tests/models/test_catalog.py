@@ -40,13 +40,11 @@ def hub_snapshot(tmp_path: Path, name: str, commit: str = "abc", reference: str 
 def test_models_are_looked_for_in_one_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "owner/name"
     assert find(name) is None
-    roots = (tmp_path / "weights", user_root(tmp_path))
-    for directory in [config_in(root / name) for root in roots]:
+    cached, by_path = hub_snapshot(tmp_path, name), config_in(tmp_path / "here" / name)
+    for directory in [config_in(root / name) for root in (tmp_path / "weights", user_root(tmp_path))]:
         assert locate(name) == directory
         (directory / "config.json").unlink()
-    assert find(name) is None
-    assert hub_snapshot(tmp_path, name) == locate(name)
-    by_path = config_in(tmp_path / "here" / name)
+    assert locate(name) == cached
     monkeypatch.chdir(tmp_path / "here")
     assert locate(name).resolve() == by_path
 

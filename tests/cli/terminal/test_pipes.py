@@ -29,19 +29,21 @@ def test_a_reader_that_leaves_json_or_help_is_no_error() -> None:
     assert shell("(sleep 0.5; $gptcli generate --help; echo $? >&2) | true").err == "141\n"
 
 
+FULL = "standard output: No space left on device"
+
+
 @pytest.mark.parametrize(
     ("command", "reason"),
     [
-        ("generate a > /dev/full", "No space left on device"),
-        ("generate a --json > /dev/full", "No space left on device"),
-        ("generate a --markdown > /dev/full", "No space left on device"),
-        ("--help > /dev/full", "No space left on device"),
+        ("generate a > /dev/full", FULL),
+        ("generate a --json > /dev/full", FULL),
+        ("generate a --markdown > /dev/full", FULL),
+        ("--help > /dev/full", FULL),
         ("generate a -m nonsense >&-", "standard output is closed"),  # before a model is looked for
     ],
 )
 def test_a_full_disk_or_closed_stdout_is_an_output_error(command: str, reason: str) -> None:
-    where = "" if "closed" in reason else "standard output: "
-    assert shell(f"$gptcli {command}", SAYS) == Result(8, b"", f"gptcli: error: cannot write: {where}{reason}\n")
+    assert shell(f"$gptcli {command}", SAYS) == Result(8, b"", f"gptcli: error: cannot write: {reason}\n")
 
 
 @pytest.mark.parametrize("closed", ["2>/dev/full", "<&- 2>&-"])
