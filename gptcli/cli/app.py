@@ -76,15 +76,15 @@ def _help(
 
 def run(arguments: Sequence[str]) -> int:
     """Runs the command line and returns its exit code. KeyboardInterrupt and BrokenPipeError pass through."""
-    if "_GPTCLI_COMPLETE" in os.environ:  # a shell asks for completions
-        from gptcli.cli.parsing.completion import complete
-
-        complete(lambda: program()(prog_name="gptcli"))
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
     try:
         try:
+            if "_GPTCLI_COMPLETE" in os.environ:  # a shell asks for completions
+                from gptcli.cli.parsing.completion import complete, words_before
+
+                complete(lambda: program(words_before())(prog_name="gptcli"))
             _program(arguments)
             code: int = ExitCode.OK
         except typer.Exit as exit:

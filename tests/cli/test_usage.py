@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import fields
@@ -181,6 +182,25 @@ def test_what_was_meant_is_proposed(cli: Cli, arguments: str, hint: str) -> None
 def test_the_shell_completes_commands() -> None:
     completed = outcome(*GPTCLI, _GPTCLI_COMPLETE="complete_bash", COMP_WORDS="gptcli gen", COMP_CWORD="1")
     assert completed.stdout == "generate\n"
+
+
+def completions(line: str, shell: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    asked = {"_GPTCLI_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    return outcome(*GPTCLI, _TYPER_COMPLETE_ARGS=line, **asked, **environment)
+
+
+def test_the_shell_completes_devices() -> None:
+    assert completions("gptcli generate --device c", "fish").stdout.split() == ["cpu", "cuda"]
+
+
+def test_zsh_shows_apostrophes() -> None:
+    _, described = shlex.split(completions("gptcli generate --presence", "zsh").stdout)
+    assert "each recent token's logit" in described
+
+
+def test_a_completion_that_fails_says_why_in_a_line() -> None:
+    completed = completions("gptcli generate -m t", "fish", GPTCLI_STORES="no")
+    assert completed.stderr == "gptcli: error: GPTCLI_STORES is on or off, not no\n"
 
 
 def test_a_missing_model_leads_to_where_models_are(cli: Cli) -> None:

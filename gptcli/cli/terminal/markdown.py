@@ -114,14 +114,14 @@ class MarkdownStream:
 
     def _show(self, final: Sequence[Text], live: list[Text]) -> None:
         """Replaces the live lines by lines that stay and by new live ones, in one write."""
+        segments = [segment for line in [*final, *live] for segment in (*line.render(self._console), Segment.line())]
+        if live:
+            segments.pop()
+        # Cleaned again: HTML entities can spell control characters.
+        cleaned = [Segment(clean(text), style) for text, style, _ in segments]
         with unsuspended():
             rows = self._rows_shown()
             erase = [_START, _ERASE, *[_UP, _ERASE] * (rows - 1)] if rows else []
-            segments = [segment for line in [*final, *live] for segment in (*line.render(self._console), Segment.line())]
-            if live:
-                segments.pop()
-            # Cleaned again: HTML entities can spell control characters.
-            cleaned = [Segment(clean(text), style) for text, style, _ in segments]
             # The width before drawing: a window that shrinks just afterwards has not wrapped these lines.
             self._live, self._width = live, self._console.width
             # Not cropped: the terminal wraps long lines of code, so that they can be copied whole.
