@@ -20,6 +20,8 @@ from gptcli.errors import ExitCode, GptcliError, UsageError
 from gptcli.runtime.ranks import ranks_here
 from gptcli.version import VERSION
 
+EXAMPLES = ("gptcli chat", 'gptcli generate "In a small town"')
+
 _COMMANDS = (*COMMANDS, "models")  # each is in a module of its name
 
 
@@ -29,6 +31,7 @@ def program(arguments: Sequence[str] = ()) -> typer.Typer:
         name="gptcli",
         cls=Group,
         help="Local text generation for a terminal, a pipe and a Python program.",
+        epilog="To begin: " + ", or ".join(EXAMPLES),
         invoke_without_command=True,
         callback=_gptcli,
         context_settings={"help_option_names": ["-h", "--help"]},

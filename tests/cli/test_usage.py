@@ -179,6 +179,10 @@ def test_what_was_meant_is_proposed(cli: Cli, arguments: str, hint: str) -> None
     assert hint in result.err
 
 
+def test_the_help_says_how_to_begin(cli: Cli) -> None:
+    assert 'To begin: gptcli chat, or gptcli generate "In a small town"' in cli("--help").out.decode()
+
+
 def test_the_shell_completes_commands() -> None:
     completed = outcome(*GPTCLI, _GPTCLI_COMPLETE="complete_bash", COMP_WORDS="gptcli gen", COMP_CWORD="1")
     assert completed.stdout == "generate\n"

@@ -109,6 +109,7 @@ def test_errors_are_coloured_unless_asked_not_to() -> None:
     assert b"\x1b[1;31mgptcli: error:" in show(Script(), "-t", "nan").raw
     assert b"31m" not in show(Script(), "-t", "nan", NO_COLOR="1").raw
     assert b"\x1b" not in show(Script(), "-t", "nan", TERM="dumb").raw
+    assert b"\x1b" not in show(Script(), "-t", "nan", TERM="").raw
 
 
 def test_an_error_is_wrapped_between_words() -> None:
