@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import typer
@@ -181,6 +182,16 @@ def test_what_was_meant_is_proposed(cli: Cli, arguments: str, hint: str) -> None
 
 def test_the_help_says_how_to_begin(cli: Cli) -> None:
     assert 'To begin: gptcli chat, or gptcli generate "In a small town"' in cli("--help").out.decode()
+
+
+@pytest.mark.parametrize(
+    "command", ["generate --file=~/a", "generate --chat --system-file=~/a b", "score ~/a", "tokenize ~/a"]
+)
+def test_a_tilde_in_a_path_is_the_users_directory(
+    cli: Cli, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert f"cannot open: {tmp_path}/a: No such file" in cli(*command.split()).err
 
 
 def test_the_shell_completes_commands() -> None:

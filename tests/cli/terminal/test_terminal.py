@@ -44,6 +44,8 @@ def test_a_cut_text_says_so() -> None:
     cut = Script(pieces=["one ", "two"], reason="length")
     assert show(cut, "-n", "2").lines[1] == "gptcli: note: cut at 2 tokens; -n sets how many"
     assert show(cut).lines[1] == "gptcli: note: cut: the context is full"
+    one = Script(pieces=["one"], reason="length")
+    assert show(one, "-n", "1").lines[1] == "gptcli: note: cut at 1 token; -n sets how many"
 
 
 def test_a_question_that_was_only_continued_gets_a_hint() -> None:
