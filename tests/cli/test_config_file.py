@@ -48,6 +48,13 @@ def test_the_environment_wins_over_the_file(cli: Cli, config: Path, monkeypatch:
     assert cli("generate", "good morning", "-n", "1").code == 0
 
 
+def test_a_path_may_begin_with_a_tilde(cli: Cli, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config.write_text('system-file = "~/system.txt"')
+    result = cli("generate", "--chat", "good morning", "-m", "tiny")
+    assert f"cannot open: {tmp_path}/system.txt" in result.err
+
+
 def test_an_option_that_only_another_command_has_is_no_error(cli: Cli, config: Path) -> None:
     config.write_text("samples = 2\n[models.tiny]\nmax-tokens = 5")
     assert cli("tokenize", "-m", "tiny", "--text", "good morning").code == 0

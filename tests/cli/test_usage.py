@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import typer
@@ -170,9 +172,42 @@ def test_what_was_meant_is_proposed(cli: Cli, arguments: str, hint: str) -> None
     cli(*arguments.split()).fails(2, hint)
 
 
+def test_the_help_says_how_to_begin(cli: Cli) -> None:
+    assert 'To begin: gptcli chat, or gptcli generate "In a small town"' in cli("--help").out.decode()
+
+
+@pytest.mark.parametrize(
+    "command", ["generate --file=~/a", "generate --chat --system-file=~/a b", "score ~/a", "tokenize ~/a"]
+)
+def test_a_tilde_in_a_path_is_the_users_directory(
+    cli: Cli, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert f"cannot open: {tmp_path}/a: No such file" in cli(*command.split()).err
+
+
 def test_the_shell_completes_commands() -> None:
     completed = outcome(*GPTCLI, _GPTCLI_COMPLETE="complete_bash", COMP_WORDS="gptcli gen", COMP_CWORD="1")
     assert completed.stdout == "generate\n"
+
+
+def completions(line: str, shell: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    asked = {"_GPTCLI_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    return outcome(*GPTCLI, _TYPER_COMPLETE_ARGS=line, **asked, **environment)
+
+
+def test_the_shell_completes_devices() -> None:
+    assert completions("gptcli generate --device c", "fish").stdout.split() == ["cpu", "cuda"]
+
+
+def test_zsh_shows_apostrophes() -> None:
+    _, described = shlex.split(completions("gptcli generate --presence", "zsh").stdout)
+    assert "each recent token's logit" in described
+
+
+def test_a_completion_that_fails_says_why_in_a_line() -> None:
+    completed = completions("gptcli generate -m t", "fish", GPTCLI_STORES="no")
+    assert completed.stderr == "gptcli: error: GPTCLI_STORES is on or off, not no\n"
 
 
 def test_a_prompt_beyond_the_context_is_refused_with_the_counts(generate: Cli) -> None:

@@ -171,6 +171,15 @@ def test_a_common_beginning_is_run_once_and_a_prompt_waits_for_it(
         assert steps == [[24], [18], [1, 2, 2], [1, 1]]
 
 
+def test_samples_of_a_short_prompt_run_it_once(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = steps_of(lm, monkeypatch)
+    asked = [Request(list(range(3, 11)), max_tokens=2, seed=seed, ignore_eos=True) for seed in range(3)]
+    found = finished(lm, asked)
+    assert [own[1] for own in found] == [alone(lm, request)[1] for request in asked]
+    if not lm.folder.architecture.config.keeps_states:
+        assert steps[:2] == [[8], [1, 1, 1]]
+
+
 def test_no_text_waits_for_longer_than_a_step_while_others_are_prefilled(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

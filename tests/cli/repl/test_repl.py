@@ -164,6 +164,30 @@ def test_a_suspended_answer_leaves_the_terminal_to_the_shell_and_goes_on() -> No
     shell.finish()
 
 
+@pytest.mark.parametrize(("command", "keys"), [("chat", "go\r"), ("generate --markdown go", "")])
+def test_a_resumed_answer_erases_nothing_of_the_shell(command: str, keys: str) -> None:
+    shell = Terminal("bash", "--norc", "-i", environment=ENDLESS.environment() | {"PS1": "$ "}, height=40)
+    shell.expect("$")
+    shell.type(f"{' '.join(SCRIPTED)} {command}\r")
+    if keys:
+        shell.expect("\n>")
+        shell.type(keys)
+    shell.wait_for(lambda: shell.text.count("word") > 40, "several lines")
+    shell.expect("Ctrl-C stops")
+    shell.type("\x1a")
+    shell.expect("Stopped")
+    assert "Ctrl-C stops" not in shell.text
+    shell.type("echo one; echo two; fg\r")
+    shell.expect("two\n")
+    count = shell.text.count("word")
+    shell.expect("word", count + 20)
+    assert [line for line in shell.lines if line in ("one", "two")] == ["one", "two"]
+    assert "$ echo one; echo two; fg" in shell.lines
+    shell.type("\x03")
+    shell.child.kill(signal.SIGHUP)
+    shell.finish()
+
+
 @pytest.mark.parametrize("markdown", ["on", "off"])
 def test_a_window_may_shrink_and_grow_in_mid_answer(markdown: str) -> None:
     chat = Chat(Script(pieces=[f"word{number} " for number in range(60)], piece_s=0.02)).ready()

@@ -40,7 +40,8 @@ def test_every_command_has_a_help_and_an_example_that_finds_it(command: object) 
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("hlep", "help"), ("ex", "exit"), ("marcdown", "markdown"), ("xyzzy", None)]
+    ("typed", "meant"),
+    [("hlep", "help"), ("ex", "exit"), ("marcdown", "markdown"), ("nonsense", None), ("xyzzy", None)],
 )
 def test_an_unknown_command_suggests_the_nearest(typed: str, meant: str | None) -> None:
     with pytest.raises(UsageError) as error:
@@ -133,6 +134,7 @@ def test_the_system_message_is_shown_set_and_removed(chat: Chat) -> None:
     assert answer_to(chat, "/system") == ["system: (none)"]
     assert answer_to(chat, "/system Be brief.") == ["system: Be brief."]
     assert answer_to(chat, "/system none") == ["system: (none)"]
+    assert answer_to(chat, "/set system Be kind.") == ["system: Be kind."]
 
 
 def test_settings_are_shown_changed_and_refused_with_their_range(chat: Chat) -> None:

@@ -171,6 +171,20 @@ def test_code_is_not_padded_filled_or_cut() -> None:
     assert not re.search(r"\x1b\[[\d;]*4\d[;m]", written(shown))
 
 
+@pytest.mark.parametrize("before", ["", "- ", "> ", "| a |\n|---|\n| see "])
+def test_a_long_url_is_not_cut(before: str) -> None:
+    url = "https://example.org/" + "a/long/path/" * 4 + "end."
+    shown = console()
+    with MarkdownStream(shown) as stream:
+        stream.write(f"{before}It is at {url} and more is said behind it.")
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", written(shown))
+    assert {line.strip(" •▌") for line in plain.split("\n") if "://" in line} == {url}
+
+
+def test_a_word_that_is_no_url_is_folded() -> None:
+    assert [line.strip() for line in streamed(["An " + "a" * 90])] == ["An", "a" * 40, "a" * 40, "a" * 10]
+
+
 def test_text_is_at_most_100_columns_wide_and_at_the_left() -> None:
     words = "word " * 100
     document = f"# Title\n\n{words}\n\n- {words}\n\n| a | b |\n|-|-|\n| x | {words}|"

@@ -26,6 +26,8 @@ def test_a_cut_text_says_so() -> None:
     cut = Script(pieces=["one ", "two"], reason="length")
     assert show(cut, "-n", "2").lines[1] == "gptcli: note: cut at 2 tokens; -n sets how many"
     assert show(cut).lines[1] == "gptcli: note: cut: the context is full"
+    one = Script(pieces=["one"], reason="length")
+    assert show(one, "-n", "1").lines[1] == "gptcli: note: cut at 1 token; -n sets how many"
 
 
 def test_a_question_that_was_only_continued_gets_a_hint() -> None:
@@ -81,6 +83,7 @@ def test_errors_are_coloured_unless_asked_not_to() -> None:
     assert b"\x1b[1;31mgptcli: error:" in show(Script(), "-t", "nan").raw
     assert b"31m" not in show(Script(), "-t", "nan", NO_COLOR="1").raw
     assert b"\x1b" not in show(Script(), "-t", "nan", TERM="dumb").raw
+    assert b"\x1b" not in show(Script(), "-t", "nan", TERM="").raw
 
 
 def test_an_error_is_wrapped_between_words() -> None:
