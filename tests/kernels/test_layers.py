@@ -13,6 +13,7 @@ from torch import Tensor
 import gptcli
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import Packing, WeightPlan, load_decoder
+from gptcli.checkpoint.tensor_source import TensorSource
 from gptcli.errors import OutOfMemory
 from gptcli.kernels.bindings import BF16_LEVELS, Arithmetic
 from gptcli.kernels.layers import CompiledEmbedding, CompiledExperts, CompiledLinear, can_compile
@@ -26,7 +27,7 @@ from gptcli.runtime.torch_engine import TorchEngine
 from gptcli.settings import Dtype, Quantize, RuntimeConfig
 from tests.parity.reference import write_reference
 from tests.parity.test_families import needed_library, relative_error
-from tests.quant.repacked import IDS, logits_of, repack
+from tests.quant.repacked import IDS, Packed, logits_of, repack
 from tests.quant.test_experts import FAMILIES, MLX, pack
 
 SIZES = {"intermediate_size": 96, "num_hidden_layers": 2}
@@ -221,6 +222,29 @@ def test_packed_weights_become_a_half_or_stay_as_exact_as_they_are(
     save_file(meant | matrices, tmp_path / "meant" / "model.safetensors")
     assert relative_error(expanded.logits(IDS), logits_of(tmp_path / "meant")) < 1e-5
     assert 1e-5 < relative_error(expanded.logits(IDS), wanted) < 0.1
+
+
+def test_rows_of_which_the_kernels_cannot_take_all_become_dense_and_are_read_once(
+    tmp_path: Path, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mixed(name: str, weight: Tensor) -> Packed | None:
+        if ".v_proj" not in name:
+            return pack(name, weight)
+        rows, columns = weight.shape
+        scales, biases = (torch.rand(2, rows, columns // 32) * 0.1).half()
+        made = AffineWeight(torch.randint(0, 256, (rows, columns * 3 // 8), dtype=torch.uint8), scales, biases, 3)
+        return {"weight": made.packed.view(torch.uint32), "scales": scales, "biases": biases}, made.expanded()
+
+    bits = {"group_size": 32, "bits": 3}
+    quantization = MLX["quantization"] | {f"model.layers.{layer}.self_attn.v_proj": bits for layer in range(2)}
+    path = write_reference(tmp_path / "dense", "llama", **SIZES).path
+    repack(path, tmp_path / "packed", tmp_path / "meant", mixed, quantization=quantization)
+    read, weight = list[str](), TensorSource.weight
+    monkeypatch.setattr(TensorSource, "weight", lambda self, name: read.append(name) or weight(self, name))
+    engine = engine_of(tmp_path / "packed", library)
+    assert len(read) == len(set(read))
+    assert isinstance(engine.decoder.blocks[0].attention.qkv, CompiledLinear)
+    assert relative_error(engine.logits(IDS), logits_of(tmp_path / "meant")) < 1e-5
 
 
 @pytest.mark.parametrize("family", FAMILIES)

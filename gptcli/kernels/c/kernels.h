@@ -296,7 +296,7 @@ typedef struct Passage {
     float *out; /* (tokens, heads, head_dim) */
     int64_t tokens, first, window, chunked, dropped, kind, heads, kv_heads, head_dim, room, query_stride;
     float scale, softcap, rounded;
-    int64_t arithmetic; /* BF16_PRODUCTS allows products to lose 2^-16, where that is faster; see ROUNDED_PRODUCTS */
+    int64_t arithmetic; /* FP32_PRODUCTS or ROUNDED_PRODUCTS */
 } Passage;
 
 /* On all threads; exported for tests. */
@@ -476,8 +476,12 @@ void recur_heads(const Op *op, const Frame *frame);
 
 /* ---- program.c ---- */
 
-/* Bytes of a struct: 0 Op, 1 Rotation, 2 Row, 3 Frame, 4 Draw, 5 Matrix, 6 Attention, 7 Passage. By comparing them with
- * its own, Python notices a library that was compiled from another header. */
+/* INTERFACE is a checksum of the functions, structs and enums that Python knows; a test says what it must be. Python has
+ * it, too, and refuses a library that was compiled from another header. */
+enum { INTERFACE = 0xcb175d56 };
+EXPORT int64_t gptcli_interface(void);
+
+/* Bytes of a struct: 0 Op, 1 Rotation, 2 Row, 3 Frame, 4 Draw, 5 Matrix, 6 Attention, 7 Passage. */
 EXPORT int64_t gptcli_record_bytes(int record);
 
 /* Runs operations of a step for as long as a pause is away, but at least one; how many ran, for the caller to go on with
@@ -572,13 +576,13 @@ typedef struct Level {
     void (*bf16_panels)(const Matrix *, const uint16_t *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
                         const Output *);
     void (*round_token)(const float *x, int64_t columns, int64_t token, uint16_t *out);
-    /* As attend_passage, in products of 16 bits, and what makes a span's keys and values ready for it; NULL: fp32 is as
+    /* As attend_passage, for ROUNDED_PRODUCTS, and what makes a span's keys and values ready for it; NULL: fp32 is as
      * fast. See simd/amx_attention.c and simd/rounded_attention.c for the layouts. */
     void (*attend_split)(const Passage *, int64_t kv_head, int64_t begin, int64_t end, const float *spans,
                          float *workspace);
     void (*split_span)(const float *keys, const float *values, int64_t present, int64_t head_dim, float *to);
     int64_t split_queries; /* of a task of these, which share what is loaded of keys and values */
-    int split_rounds;      /* whether they are for ROUNDED_PRODUCTS only */
+    int64_t split_depth;   /* the most numbers of a head that they multiply */
 } Level;
 
 extern const Level portable_level;

@@ -361,6 +361,8 @@ int64_t gptcli_run(const Op *ops, int64_t count, const Frame *frame, int64_t pau
     return done;
 }
 
+int64_t gptcli_interface(void) { return INTERFACE; }
+
 int64_t gptcli_record_bytes(int record) {
     const int64_t bytes[] = {sizeof(Op),   sizeof(Rotation), sizeof(Row),       sizeof(Frame),
                              sizeof(Draw), sizeof(Matrix),   sizeof(Attention), sizeof(Passage)};
