@@ -135,17 +135,14 @@ def rewritten(tensors: dict[str, np.ndarray], layout: str) -> Iterator[tuple[str
             yield name, values
 
 
-@pytest.mark.parametrize(
-    ("title", "layout"),
-    [
-        ("mixtral", "experts apart"),
-        ("phi2", "q, k and v in one"),
-        ("llama, biases", "q, k and v in one"),
-        ("qwen2", "q, k and v in one"),
-        ("deepseek2", "keys and values in one"),
-        ("qwen3next", "gate and up in one"),
-    ],
-)
+@pytest.mark.parametrize(("title", "layout"), [
+    ("mixtral", "experts apart"),
+    ("phi2", "q, k and v in one"),
+    ("llama, biases", "q, k and v in one"),
+    ("qwen2", "q, k and v in one"),
+    ("deepseek2", "keys and values in one"),
+    ("qwen3next", "gate and up in one"),
+])  # fmt: skip
 def test_other_layouts_of_tensors_have_the_same_logits(
     title: str, layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,14 +177,11 @@ def test_groups_that_an_old_file_does_not_name_are_known_by_its_size(
     assert relative_error(engine_of(file).logits(IDS), reference.logits(IDS)) < TOLERANCE
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("rope.scaling.yarn_log_multiplier", None, "yarn_log_multiplier"),
-        ("expert_count", 0, "without experts"),
-        ("expert_gating_func", 1, "expert_gating_func"),
-    ],
-)
+@pytest.mark.parametrize(("field", "value", "message"), [
+    ("rope.scaling.yarn_log_multiplier", None, "yarn_log_multiplier"),
+    ("expert_count", 0, "without experts"),
+    ("expert_gating_func", 1, "expert_gating_func"),
+])  # fmt: skip
 def test_latent_attention_is_read_as_it_is_known_or_refused(
     field: str, value: object, message: str, tmp_path: Path
 ) -> None:
@@ -209,25 +203,16 @@ REFUSED: dict[str, tuple[dict[str, Any], type[GptcliError], str]] = {
     "a window where there is none": ({"attention.sliding_window": 8}, UnsupportedArchitecture, "sliding_window"),
     "experts without their tensors": ({"expert_count": 4, "expert_used_count": 2}, BrokenCheckpoint, "missing"),
     "a scale of attention": ({"attention.scale": 0.5}, UnsupportedArchitecture, "attention.scale"),
-    "sections of positions for images": (
-        {"rope.dimension_sections": [2, 3, 3, 0]},
-        UnsupportedArchitecture,
-        "dimension_sections",
-    ),
+    "sections of positions for images": ({"rope.dimension_sections": [2, 3, 3, 0]}, UnsupportedArchitecture,
+         "dimension_sections"),
     "attention both ways": ({"attention.causal": False}, UnsupportedArchitecture, "attention.causal"),
-    "heads without channels": (
-        {"attention.key_length": 0, "attention.value_length": 0},
-        BrokenCheckpoint,
-        "heads of 0 channels",
-    ),
+    "heads without channels": ({"attention.key_length": 0, "attention.value_length": 0}, BrokenCheckpoint,
+         "heads of 0 channels"),
     "a layer too many": ({"block_count": 3}, BrokenCheckpoint, "does not use"),
     "a layer too few": ({"block_count": 5}, BrokenCheckpoint, "missing"),
-    "extrapolation of yarn": (
-        YARN_FIELDS | {"rope.scaling.yarn_ext_factor": 0.5},
-        UnsupportedArchitecture,
-        "yarn_ext_factor",
-    ),
-}
+    "extrapolation of yarn": (YARN_FIELDS | {"rope.scaling.yarn_ext_factor": 0.5}, UnsupportedArchitecture,
+         "yarn_ext_factor"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", REFUSED)

@@ -229,52 +229,31 @@ REFUSED: dict[str, tuple[dict[str, Any], type[GptcliError], str]] = {
     "part of a split file": ({"split__count": 3}, UnsupportedArchitecture, "one of 3 parts"),
     "values of another size": ({"llama__attention__value_length": 8}, UnsupportedArchitecture, "values of another"),
     "an unknown field": ({"llama__logit_scale": 2.0}, UnsupportedArchitecture, "llama.logit_scale"),
-    "heads by layer": (
-        {"llama__attention__head_count": [4, 2]},
-        UnsupportedArchitecture,
-        "differs from layer to layer",
-    ),
+    "heads by layer": ({"llama__attention__head_count": [4, 2]}, UnsupportedArchitecture,
+         "differs from layer to layer"),
     "no heads": ({"llama__attention__head_count": 0}, BrokenCheckpoint, "0 attention heads"),
     "uneven heads": ({"llama__attention__head_count": 3}, BrokenCheckpoint, "no multiple of 6"),
     "no context length": ({"llama__context_length": None}, BrokenCheckpoint, "context_length is missing"),
-    "an infinite epsilon": (
-        {"llama__attention__layer_norm_rms_epsilon": float("inf")},
-        BrokenCheckpoint,
-        "rms_epsilon must be of type float",
-    ),
+    "an infinite epsilon": ({"llama__attention__layer_norm_rms_epsilon": float("inf")}, BrokenCheckpoint,
+         "rms_epsilon must be of type float"),
     "a tokenizer of words": ({"tokenizer__ggml__model": "bert"}, BrokenTokenizer, "tokenizer 'bert'"),
-    "a SentencePiece tokenizer without scores": (
-        {"tokenizer__ggml__model": "llama"},
-        BrokenCheckpoint,
-        "scores is missing",
-    ),
+    "a SentencePiece tokenizer without scores": ({"tokenizer__ggml__model": "llama"}, BrokenCheckpoint,
+         "scores is missing"),
     "an unknown pre-tokenizer": ({"tokenizer__ggml__pre": "superbpe"}, BrokenTokenizer, "'superbpe'"),
     "merges that make no token": ({"tokenizer__ggml__merges": ["x y"]}, BrokenTokenizer, "not there"),
     "a merge of one": ({"tokenizer__ggml__merges": ["x"]}, BrokenTokenizer, "not there"),
     "a token twice": ({"tokenizer__ggml__tokens": ["a"] * len(TOKENS)}, BrokenCheckpoint, "occurs twice"),
     "too few types": ({"tokenizer__ggml__token_type": [1, 1]}, BrokenCheckpoint, "token types do not match"),
     "a stop token outside": ({"tokenizer__ggml__eot_token_id": 9999}, BrokenCheckpoint, "outside the vocabulary"),
-    "a BOS without a name": (
-        {"tokenizer__ggml__bos_token_id": None, "tokenizer__ggml__add_bos_token": True},
-        BrokenCheckpoint,
-        "BOS is to be added",
-    ),
-    "an unknown tensor": (
-        {"tensors": {"blk.0.ssm_in.weight": np.ones((2, 2), np.float32)}},
-        UnsupportedArchitecture,
-        "'blk.0.ssm_in.weight'",
-    ),
-    "a kind nobody reads": (
-        {"tensors": {"output.weight": (np.ones((2, 2), np.int32), Kind.I32)}},
-        UnsupportedArchitecture,
-        "type 26",
-    ),
-    "rows that heads do not divide": (
-        {"tensors": {"blk.0.attn_q.weight": np.ones((WIDTH + 1, WIDTH), np.float32)}},
-        BrokenCheckpoint,
-        "'blk.0.attn_q.weight' has 65 rows",
-    ),
-}
+    "a BOS without a name": ({"tokenizer__ggml__bos_token_id": None, "tokenizer__ggml__add_bos_token": True},
+         BrokenCheckpoint, "BOS is to be added"),
+    "an unknown tensor": ({"tensors": {"blk.0.ssm_in.weight": np.ones((2, 2), np.float32)}}, UnsupportedArchitecture,
+         "'blk.0.ssm_in.weight'"),
+    "a kind nobody reads": ({"tensors": {"output.weight": (np.ones((2, 2), np.int32), Kind.I32)}},
+         UnsupportedArchitecture, "type 26"),
+    "rows that heads do not divide": ({"tensors": {"blk.0.attn_q.weight": np.ones((WIDTH + 1, WIDTH), np.float32)}},
+         BrokenCheckpoint, "'blk.0.attn_q.weight' has 65 rows"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", REFUSED)

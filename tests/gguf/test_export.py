@@ -105,59 +105,36 @@ def test_rope_scaling_and_switches_survive(case: Case, tmp_path: Path) -> None:
 REFUSED = {
     "an architecture that is only read": ("apertus", {}, "a model of type `apertus`"),
     "no architecture": ("gpt_neo", {}, "a model of type `gpt_neo`"),
-    "a scale that files do not say": (
-        "gemma2",
-        {"head_dim": 32, "query_pre_attn_scalar": 24},
-        r"attention.scale = 0.17\d*, not 0.20",
-    ),
-    "a magnitude of yarn": (
-        "llama",
-        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "attention_factor": 1.3}},
-        "magnitude",
-    ),
+    "a scale that files do not say": ("gemma2", {"head_dim": 32, "query_pre_attn_scalar": 24},
+         r"attention.scale = 0.17\d*, not 0.20"),
+    "a magnitude of yarn": ("llama",
+         {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "attention_factor": 1.3}},
+         "magnitude"),
     "another activation": ("mixtral", {"hidden_act": "gelu"}, "activation = silu, not gelu"),
     "two norms": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}, "no tensor for .*ln_attn"),
     "a head that llama.cpp wants apart": ("olmo2", {"tie_word_embeddings": True}, "only with a head that is not"),
     "a head that a mixture wants apart": ("minimax_m2", {"tie_word_embeddings": True}, "only with a head that is not"),
-    "a mixture in every other layer": (
-        "ernie4_5_moe",
-        {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24, "moe_layer_interval": 2},
-        r"blocks\[\d\].mlp",
-    ),
+    "a mixture in every other layer": ("ernie4_5_moe",
+         {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24, "moe_layer_interval": 2}, r"blocks\[\d\].mlp"),
     "no layer with attention": ("lfm2", {"layer_types": ["conv"] * 4}, "no layer has attention"),
-    "biases of convolutions": (
-        "lfm2",
-        {"layer_types": ["conv", "full_attention"] * 2, "conv_bias": True},
-        "with convolutions without biases",
-    ),
-    "experts whose shares are scaled": (
-        "lfm2_moe",
-        {"layer_types": ["conv", "full_attention"] * 2, "routed_scaling_factor": 1.5},
-        "shares of experts that are not scaled",
-    ),
-    "a head that it wants shared": (
-        "cohere2",
-        {"tie_word_embeddings": False},
-        "a head that is the embedding",
-    ),
+    "biases of convolutions": ("lfm2", {"layer_types": ["conv", "full_attention"] * 2, "conv_bias": True},
+         "with convolutions without biases"),
+    "experts whose shares are scaled": ("lfm2_moe",
+         {"layer_types": ["conv", "full_attention"] * 2, "routed_scaling_factor": 1.5},
+         "shares of experts that are not scaled"),
+    "a head that it wants shared": ("cohere2", {"tie_word_embeddings": False}, "a head that is the embedding"),
     "wide heads where it has none": ("qwen2", {"head_dim": 32}, "heads that together are as wide"),
     "no biases where it has some": ("starcoder2", {"use_bias": False}, "reads starcoder2 only with biases"),
     "no biases of q, k and v": ("gpt_neox", {"attention_bias": False}, "with biases"),
     "biases where it has none": ("arcee", {"mlp_bias": True}, "without biases behind attention or in MLPs"),
     "biases of q, k and v": ("falcon", {"bias": True}, "without biases"),
-    "norms that it has in large models": (
-        "cohere",
-        {"use_qk_norm": True, "tie_word_embeddings": True},
-        "with 64 layers or more",
-    ),
+    "norms that it has in large models": ("cohere", {"use_qk_norm": True, "tie_word_embeddings": True},
+         "with 64 layers or more"),
     "windows that it has in large models": ("exaone4", {"sliding_window": 8}, "with 64 layers, if some have windows"),
-    "shared keys where it has none": (
-        "olmoe",
-        {"num_key_value_heads": 2, "num_experts": 6, "num_experts_per_tok": 2},
-        "as many heads for keys and values",
-    ),
+    "shared keys where it has none": ("olmoe", {"num_key_value_heads": 2, "num_experts": 6, "num_experts_per_tok": 2},
+         "as many heads for keys and values"),
     "norms without a name": ("phi", {"qk_layernorm": True}, "no tensor for .*q_layernorm"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", REFUSED)
