@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from gptcli import Completed, Finished, LanguageModel, Request, TextDelta
-from gptcli.errors import ContextOverflow, GptcliError, InputError, UsageError
+from gptcli import Completed, LanguageModel, Request
+from gptcli.errors import ContextOverflow, InputError, UsageError
+from tests.generation.outcomes import facts, outcome
 
 REQUESTS = [
     Request("In a small town", max_tokens=12, seed=3, temperature=1.5, ignore_eos=True),
@@ -20,7 +21,7 @@ REQUESTS = [
 
 def alone(lm: LanguageModel, request: Request) -> tuple[object, ...]:
     """The facts of a request that runs alone."""
-    *deltas, finished = lm.generate(
+    events = lm.generate(
         request.prompt,
         max_tokens=request.stopping.max_tokens,
         stop=request.stopping.strings,
@@ -29,23 +30,13 @@ def alone(lm: LanguageModel, request: Request) -> tuple[object, ...]:
         choices=request.constraint.choices if request.constraint else (),
         **request.given,
     )
-    assert isinstance(finished, Finished)
-    return facts(Completed(b"".join(delta.data for delta in deltas if isinstance(delta, TextDelta)), finished))
-
-
-def facts(text: Completed | GptcliError) -> tuple[object, ...]:
-    """Everything in a completed text but its times."""
-    assert isinstance(text, Completed)
-    end = text.finished
-    logprobs = end.logprobs and [step.chosen.id for step in end.logprobs]
-    return text.data, end.ids, end.reason, end.stop, end.seed, end.usage.prompt_tokens, logprobs
+    return facts(*outcome(events))
 
 
 def test_each_text_is_what_it_would_be_alone(tiny: LanguageModel) -> None:
     answers = dict(tiny.complete_many(REQUESTS))
-    assert {index: facts(text) for index, text in answers.items()} == {
-        index: alone(tiny, request) for index, request in enumerate(REQUESTS)
-    }
+    found = {index: facts(each.data, each.finished) for index, each in answers.items() if isinstance(each, Completed)}
+    assert found == {index: alone(tiny, request) for index, request in enumerate(REQUESTS)}
 
 
 def test_texts_come_as_they_end_or_in_the_order_of_their_requests(tiny: LanguageModel) -> None:

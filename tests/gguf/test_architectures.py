@@ -19,13 +19,12 @@ from transformers import AutoConfig, AutoModel
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.errors import BrokenCheckpoint, GptcliError, UnsupportedArchitecture
 from gptcli.gguf.architectures import ARCHITECTURES
-from gptcli.gguf.convert import convert
 from gptcli.gguf.families import latent_attention
 from gptcli.gguf.reader import GgufFile
 from tests.gguf import model_writer, tiny_gguf
 from tests.gguf.architecture_cases import CASES, YARN_FIELDS, Case
 from tests.gguf.model_writer import write_model
-from tests.gguf.tiny_gguf import TOKENS, add_field
+from tests.gguf.tiny_gguf import TOKENS, add_field, imported
 from tests.parity.reference import BASE, Reference, randomized, write_reference
 from tests.parity.test_families import IDS, TOLERANCE, engine_of, relative_error
 
@@ -256,13 +255,12 @@ def test_an_imported_qwen35_has_its_value_heads_where_transformers_has_them(tmp_
             if name.startswith("tokenizer."):
                 add_field(writer, name, value)
 
-    file, target = tmp_path / "model.gguf", tmp_path / "imported"
+    file = tmp_path / "model.gguf"
     config = reference.model.config.to_dict()
     write_model(reference.path, file, case.architecture, config, case.fields, case.tensors, with_tokens)
-    target.mkdir()
-    convert(file, target, lambda done, total: None)
-    imported, original = (load_file(path / "model.safetensors") for path in (target, reference.path))
-    assert imported.keys() == original.keys()
+    target = imported(file, tmp_path / "imported")
+    found, original = (load_file(path / "model.safetensors") for path in (target, reference.path))
+    assert found.keys() == original.keys()
     for name, values in original.items():
-        np.testing.assert_allclose(imported[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
     assert relative_error(engine_of(target).logits(IDS), reference.logits(IDS)) < TOLERANCE

@@ -23,7 +23,7 @@ from gptcli.language_model import LanguageModel
 from gptcli.model.config import LinearScaling, Llama3Scaling, LongRopeScaling, YarnScaling
 from gptcli.quant.affine import AffineWeight
 from gptcli.settings import RuntimeConfig
-from tests.gguf.tiny_gguf import HEAD_DIM, HEADS, KV_HEADS, TOKENS, WIDTH, Kind, random_blocks, shapes, write_gguf
+from tests.gguf.tiny_gguf import HEAD_DIM, TOKENS, WIDTH, Kind, imported, random_blocks, shapes, write_gguf
 
 EXACT = [Kind.Q4_0, Kind.Q4_1, Kind.Q8_0, Kind.F16, Kind.F32, Kind.BF16]
 MATRICES = {"attn_output": "self_attn.o_proj", "attn_v": "self_attn.v_proj", "ffn_gate": "mlp.gate_proj"}
@@ -31,10 +31,7 @@ MATRICES = {"attn_output": "self_attn.o_proj", "attn_v": "self_attn.v_proj", "ff
 
 def converted(path: Path, *args: Any, **changes: Any) -> ModelFolder:
     """A tiny GGUF file, written and converted."""
-    target = path / "model"
-    target.mkdir()
-    convert(write_gguf(path / "tiny.gguf", *args, **changes), target, lambda done, total: None)
-    return ModelFolder.open(target)
+    return ModelFolder.open(imported(write_gguf(path / "tiny.gguf", *args, **changes), path / "model"))
 
 
 def value_of(folder: ModelFolder, name: str) -> np.ndarray:
@@ -107,13 +104,12 @@ def test_logits_are_those_of_transformers_reading_the_same_file(kind: Kind, tied
 
 def test_rows_of_q_and_k_are_put_back_into_transformers_order(tmp_path: Path) -> None:
     folder = converted(tmp_path, Kind.Q8_0)
-    for theirs, ours, heads in (("attn_q", "q_proj", HEADS), ("attn_k", "k_proj", KV_HEADS)):
-        stored = originals(tmp_path / "tiny.gguf")[f"blk.0.{theirs}.weight"]
-        value = value_of(folder, f"model.layers.0.self_attn.{ours}.weight").reshape(heads, HEAD_DIM, -1)
+    for letter in "qk":
+        stored = originals(tmp_path / "tiny.gguf")[f"blk.0.attn_{letter}.weight"].reshape(-1, HEAD_DIM, WIDTH)
+        value = value_of(folder, f"model.layers.0.self_attn.{letter}_proj.weight").reshape(-1, HEAD_DIM, WIDTH)
         # In the file, row i of a head's first half is row 2i, and row i of its second half is row 2i + 1.
-        by_head = stored.reshape(heads, HEAD_DIM, -1)
-        assert np.array_equal(value[:, : HEAD_DIM // 2], by_head[:, ::2])
-        assert np.array_equal(value[:, HEAD_DIM // 2 :], by_head[:, 1::2])
+        assert np.array_equal(value[:, : HEAD_DIM // 2], stored[:, ::2])
+        assert np.array_equal(value[:, HEAD_DIM // 2 :], stored[:, 1::2])
 
 
 def test_modules_with_other_bits_than_most_are_named_in_the_config(tmp_path: Path) -> None:
@@ -138,9 +134,7 @@ def test_a_large_model_is_split_into_shards_that_their_index_names(
 ) -> None:
     whole = converted(tmp_path, Kind.Q4_0)
     monkeypatch.setattr(safetensors_writer, "_SHARD_BYTES", 20_000)
-    target = tmp_path / "sharded"
-    target.mkdir()
-    convert(tmp_path / "tiny.gguf", target, lambda done, total: None)
+    target = imported(tmp_path / "tiny.gguf", tmp_path / "sharded")
     index = json.loads((target / "model.safetensors.index.json").read_text())["weight_map"]
     files = sorted(path.name for path in target.glob("*.safetensors"))
     assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05}.safetensors"

@@ -23,7 +23,6 @@ from gptcli.export.ggml_rounding import rounded
 from gptcli.export.gguf_file import write_model
 from gptcli.export.targets import WRITTEN_AS
 from gptcli.gguf.blocks import decoded
-from gptcli.gguf.convert import convert
 from gptcli.language_model import LanguageModel
 from gptcli.model_notes import Note
 from gptcli.settings import RuntimeConfig
@@ -31,7 +30,7 @@ from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.tokenizer import Tokenizer
 from tests.gguf.model_writer import tensors_of
 from tests.gguf.test_architectures import CASES, Case
-from tests.gguf.tiny_gguf import WIDTH, Kind, write_gguf, write_sentencepiece
+from tests.gguf.tiny_gguf import WIDTH, Kind, imported, write_gguf, write_sentencepiece
 from tests.parity.reference import Reference, write_reference
 from tests.parity.test_families import engine_of
 from tests.tiny import make_model, make_tokenizer
@@ -177,24 +176,19 @@ def assert_same_tensors(*files: Path) -> None:
 @pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q8_0], ids=lambda kind: kind.name)
 def test_blocks_survive_an_import_and_an_export(kind: Kind, tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "a.gguf", kind)
-    (tmp_path / "imported").mkdir()
-    convert(file, tmp_path / "imported", lambda done, total: None)
-    export(tmp_path / "imported", tmp_path / "b.gguf")
+    export(imported(file, tmp_path / "imported"), tmp_path / "b.gguf")
     assert_same_tensors(file, tmp_path / "b.gguf")
 
 
 def test_weights_of_a_form_that_ggml_lacks_are_expanded_exactly_and_named(tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "a.gguf", Kind.Q8_0)
-    (tmp_path / "model").mkdir()
-    convert(file, tmp_path / "model", lambda done, total: None)
-    folder = ModelFolder.open(tmp_path / "model")
-    tensors = load_file(tmp_path / "model" / "model.safetensors")
-    name = "model.layers.0.mlp.up_proj.biases"
-    tensors[name] = tensors[name] * np.float16(0.9)
-    save_file(tensors, tmp_path / "model" / "model.safetensors")
-    (note,) = export(folder.path, tmp_path / "b.gguf")
+    model = imported(file, tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.biases"] *= np.float16(0.9)
+    save_file(tensors, model / "model.safetensors")
+    (note,) = export(model, tmp_path / "b.gguf")
     assert str(note) == "expanded, for ggml has no blocks of the form: 8 bits in groups of 32"
-    assert torch.equal(engine_of(tmp_path / "b.gguf").logits(FEW), engine_of(folder.path).logits(FEW))
+    assert torch.equal(engine_of(tmp_path / "b.gguf").logits(FEW), engine_of(model).logits(FEW))
 
 
 def test_fields_are_what_the_gguf_package_reads(tiny_model: Path, tmp_path: Path) -> None:
@@ -319,9 +313,7 @@ def test_a_tokenizer_that_composes_characters_is_written_with_a_note(tmp_path: P
 def test_a_sentencepiece_tokenizer_comes_back_from_scores(prefix: bool, tmp_path: Path) -> None:
     pieces = ["▁t", "he", "▁the", "in", "▁town", "▁to", "wn", "▁", *"thewnio"]
     file = write_sentencepiece(tmp_path / "a.gguf", pieces, prefix=prefix)
-    (tmp_path / "model").mkdir()
-    convert(file, tmp_path / "model", lambda done, total: None)
-    export(tmp_path / "model", tmp_path / "b.gguf")
+    export(imported(file, tmp_path / "model"), tmp_path / "b.gguf")
     fields = {name: field.contents() for name, field in GGUFReader(tmp_path / "b.gguf").fields.items()}
     assert (fields["tokenizer.ggml.model"], fields["tokenizer.ggml.add_space_prefix"]) == ("llama", prefix)
     first, second = Tokenizer.open(file), Tokenizer.open(tmp_path / "b.gguf")

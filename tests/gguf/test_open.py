@@ -18,7 +18,6 @@ from gptcli.checkpoint import load
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.share import Share
 from gptcli.errors import BrokenCheckpoint, GptcliError, OutOfMemory, UnsupportedArchitecture
-from gptcli.gguf.convert import convert
 from gptcli.kept_files import prepared_directory
 from gptcli.kernels.layers import JoinedLinear
 from gptcli.language_model import LanguageModel
@@ -30,7 +29,7 @@ from gptcli.runtime.fast_start.snapshots import forget_snapshots, stored_snapsho
 from gptcli.settings import RuntimeConfig
 from gptcli.text.tokenizer import Tokenizer
 from tests.gguf.raw_gguf import RawGguf
-from tests.gguf.tiny_gguf import BOS, EOS, HEAD_DIM, KV_HEADS, LAYERS, MLP, WIDTH, Kind, shapes, write_gguf
+from tests.gguf.tiny_gguf import BOS, EOS, HEAD_DIM, KV_HEADS, LAYERS, MLP, WIDTH, Kind, imported, shapes, write_gguf
 from tests.parity.test_families import needed_library
 
 FP32 = RuntimeConfig(device="cpu", dtype="fp32", quantize="none")
@@ -44,9 +43,7 @@ def logits(path: Path) -> torch.Tensor:
 @pytest.mark.parametrize("kind", [Kind.F32, Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q8_0], ids=lambda k: k.name)
 def test_a_file_has_the_logits_of_what_it_converts_to(kind: Kind, tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "tiny.gguf", kind)
-    converted = tmp_path / "converted"
-    converted.mkdir()
-    convert(file, converted, lambda done, total: None)
+    converted = imported(file, tmp_path / "converted")
     assert torch.equal(logits(file), logits(converted))
     assert Tokenizer.open(file).encode("the 12 <|im_end|>") == Tokenizer.open(converted).encode("the 12 <|im_end|>")
 

@@ -9,6 +9,8 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
 
+from gptcli.gguf.convert import convert
+
 Kind = GGMLQuantizationType
 WIDTH, HEADS, KV_HEADS, MLP, LAYERS = 64, 4, 2, 96, 2
 HEAD_DIM = WIDTH // HEADS
@@ -137,6 +139,13 @@ def finish(writer: GGUFWriter) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def imported(file: Path, target: Path) -> Path:
+    """A file converted to a new directory."""
+    target.mkdir()
+    convert(file, target, lambda done, total: None)
+    return target
 
 
 def write_vocabulary(path: Path, pre: str, merges: list[tuple[str, str]]) -> Path:
