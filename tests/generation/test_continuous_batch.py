@@ -19,13 +19,12 @@ from gptcli.errors import ContextOverflow, NonFiniteLogits, OutOfMemory
 from gptcli.generation.together import continuous_batch
 from gptcli.generation.together.continuous_batch import ContinuousBatch
 from gptcli.generation.together.job import Job
-from gptcli.kernels.tensors import library
 from gptcli.runtime import device_plan
 from gptcli.runtime.engine import Extended, Extension
 from gptcli.settings import SamplingConfig
 from tests.cuda.recorder import record
 from tests.generation.outcomes import facts, outcome
-from tests.parity.test_families import ROW
+from tests.parity.test_families import ROW, needed_library
 from tests.tiny import CONFIG, make_model, make_weights
 
 _LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 3.0, 4.0]}
@@ -41,9 +40,7 @@ IN_TORCH = ["torch", "windows in torch", "borders in torch", "recorded", "qwen3_
 
 @pytest.fixture(scope="module", params=["kernels", "windows", "borders", *IN_TORCH])
 def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LanguageModel]:
-    kernels = None if request.param in IN_TORCH else library()
-    if request.param not in IN_TORCH and kernels is None:
-        pytest.skip("the kernels are not built here")
+    kernels = None if request.param in IN_TORCH else needed_library()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device_plan, "kernels", lambda: kernels)
         patch.setattr(continuous_batch, "STEP_TOKENS", 24)

@@ -56,15 +56,7 @@ def refusal(**form: Any) -> str:
 
 
 CHOICES = [
-    "a small town",
-    " a small town",
-    'say "hi"\n',
-    "früher",
-    "<|end|>",
-    "小さな\t町",
-    "back\\slash",
-    "a/b",
-    "\x7f",
+    "a small town", " a small town", 'say "hi"\n', "früher", "<|end|>", "小さな\t町", "back\\slash", "a/b", "\x7f",
 ]  # fmt: skip
 
 

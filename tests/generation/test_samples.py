@@ -13,12 +13,12 @@ from gptcli import Finished, LanguageModel, TextDelta
 from gptcli.cuda.graph import RecordedSteps
 from gptcli.errors import ContextOverflow, UsageError
 from gptcli.generation.steps import SharedSteps
-from gptcli.kernels.tensors import library
 from gptcli.runtime import device_plan as device
 from gptcli.runtime import torch_engine as engine
 from gptcli.settings import SamplingConfig, StopConfig
 from tests.cuda.recorder import record
 from tests.generation.outcomes import Outcome, facts, outcome
+from tests.parity.test_families import needed_library
 
 PROMPT = list(range(3, 40))
 # Ends at different lengths, if the end of text is not ignored.
@@ -27,9 +27,7 @@ VARIED = SamplingConfig(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, logit_bi
 
 @pytest.fixture(scope="module", params=["torch", "recorded", "kernels"])
 def lm(request: pytest.FixtureRequest, tiny_model: Path) -> LanguageModel:
-    kernels = library() if request.param == "kernels" else None
-    if request.param == "kernels" and kernels is None:
-        pytest.skip("the kernels are not built here")
+    kernels = needed_library() if request.param == "kernels" else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "kernels", lambda: kernels)
         lm = gptcli.load(tiny_model, device="cpu", dtype="fp32", ctx_size=64)

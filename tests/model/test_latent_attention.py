@@ -24,15 +24,8 @@ from tests.parity.test_families import DEEPSEEK, GROUPS, IDS, SCORED_YARN, engin
 from tests.tiny import make_model
 
 REPEATED = "In a small town there lived a clockmaker. In a small town there lived a clockmaker. In a"
-V3 = LatentAttentionConfig(
-    heads=128,
-    latent_dim=512,
-    plain_dim=128,
-    value_dim=128,
-    rope=RopeConfig(theta=10_000.0, dim=64),
-    scale=0.1,
-    norm=NormConfig(kind="rms", eps=1e-6),
-)
+ROPE, NORM = RopeConfig(theta=10_000.0, dim=64), NormConfig(kind="rms", eps=1e-6)
+V3 = LatentAttentionConfig(heads=128, latent_dim=512, plain_dim=128, value_dim=128, rope=ROPE, scale=0.1, norm=NORM)
 
 
 @pytest.fixture(scope="module")
