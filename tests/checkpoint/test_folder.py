@@ -45,18 +45,14 @@ def test_a_tensor_that_shows_another_model_is_refused(tmp_path: Path, name: str)
     refuses(path, f"1 tensors that the architecture does not use: {name}")
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("v_head.summary.weight", "v_head.summary.bias"),
-        ("score.weight",),
-        ("model.layers.0.self_attn.k_scale", "model.layers.0.self_attn.v_scale"),
-        ("model.layers.0.self_attn.rotary_emb.cos_cached",),
-        ("model.layers.0.self_attn.q_proj.lora_A.weight",),
-        ("vision_tower.layers.0.weight", "visual.blocks.0.attn.qkv.weight"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("names", [
+    ("v_head.summary.weight", "v_head.summary.bias"),
+    ("score.weight",),
+    ("model.layers.0.self_attn.k_scale", "model.layers.0.self_attn.v_scale"),
+    ("model.layers.0.self_attn.rotary_emb.cos_cached",),
+    ("model.layers.0.self_attn.q_proj.lora_A.weight",),
+    ("vision_tower.layers.0.weight", "visual.blocks.0.attn.qkv.weight"),
+], ids=str)  # fmt: skip
 def test_tensors_that_nothing_uses_are_one_note(tiny_model: Path, tmp_path: Path, names: tuple[str, ...]) -> None:
     extra = {name: np.ones(3, np.float32) for name in names}
     lm = gptcli.load(make_model(tmp_path, weights=make_weights(CONFIG) | extra))
@@ -112,16 +108,12 @@ def test_harmless_fields_are_accepted_without_a_word(tmp_path: Path, field: dict
     assert gptcli.load(make_model(tmp_path, **field)).notes == []
 
 
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"some_new_thing": False}, ("some_new_thing",)),
-        ({"logit_scale": 2.0, "attn_logit_softcapping": 50.0}, ("attn_logit_softcapping", "logit_scale")),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0, "surprise": 1}}, ("rope_scaling.surprise",)),
-        ({"rope_scaling": {"factor": 8.0, "mrope_section": [1, 1, 2]}}, ("factor", "mrope_section")),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("fields", "named"), [
+    ({"some_new_thing": False}, ("some_new_thing",)),
+    ({"logit_scale": 2.0, "attn_logit_softcapping": 50.0}, ("attn_logit_softcapping", "logit_scale")),
+    ({"rope_scaling": {"type": "linear", "factor": 2.0, "surprise": 1}}, ("rope_scaling.surprise",)),
+    ({"rope_scaling": {"factor": 8.0, "mrope_section": [1, 1, 2]}}, ("factor", "mrope_section")),
+], ids=str)  # fmt: skip
 def test_a_field_that_the_reference_does_not_read_either_is_one_note(
     tmp_path: Path, fields: dict[str, Any], named: tuple[str, ...]
 ) -> None:

@@ -216,15 +216,12 @@ def test_the_prompt_of_many_choices_is_run_once(tiny: LanguageModel, monkeypatch
     assert ran[0] > prompt // 2
 
 
-@pytest.mark.parametrize(
-    ("prompt", "choices", "error"),
-    [
-        ("In a", ["only"], "at least two choices"),
-        ("In a", ["same", "same"], "a choice is there twice: same"),
-        ("In a", ["one", ""], "must not be empty"),
-        ("", ["one", "two"], "no prompt for the choices"),
-    ],
-)
+@pytest.mark.parametrize(("prompt", "choices", "error"), [
+    ("In a", ["only"], "at least two choices"),
+    ("In a", ["same", "same"], "a choice is there twice: same"),
+    ("In a", ["one", ""], "must not be empty"),
+    ("", ["one", "two"], "no prompt for the choices"),
+])  # fmt: skip
 def test_choices_that_cannot_be_compared_are_refused(
     tiny: LanguageModel, prompt: str, choices: list[str], error: str
 ) -> None:

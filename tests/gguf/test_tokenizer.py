@@ -130,14 +130,11 @@ def test_tokens_that_are_never_drawn_are_in_the_generation_config(tmp_path: Path
     assert json.loads((tmp_path / "generation_config.json").read_text())["suppress_tokens"] == [1, 2]
 
 
-@pytest.mark.parametrize(
-    ("texts_of_control", "ends"),
-    [
-        (["<eos>", "<end_of_turn>", "<start_of_turn>"], [0, 1]),
-        (["<|return|>", "<|end|>", "<|call|>"], [0, 2]),  # gpt-oss: several messages are one turn
-        (["<|start|>", "<|end|>", "<|call|>"], [1, 2]),
-    ],
-)
+@pytest.mark.parametrize(("texts_of_control", "ends"), [
+    (["<eos>", "<end_of_turn>", "<start_of_turn>"], [0, 1]),
+    (["<|return|>", "<|end|>", "<|call|>"], [0, 2]),  # gpt-oss: several messages are one turn
+    (["<|start|>", "<|end|>", "<|call|>"], [1, 2]),
+])  # fmt: skip
 def test_control_tokens_that_llama_cpp_ends_at_end_a_text(
     texts_of_control: list[str], ends: list[int], tmp_path: Path
 ) -> None:

@@ -124,16 +124,13 @@ def test_quantizing_takes_this_many_bits_per_weight(
     assert all(matrix.size * 8 == matrix.rows * matrix.columns * bits for matrix in layers)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "offset", "bytes_a_group"),
-    [
-        (torch.float16, 0, 16 + 4),
-        (torch.bfloat16, 0, 16 + 4),
-        (torch.float32, 0, 16 + 4),
-        (torch.float32, 2**-20, 16 + 8),
-        (torch.bfloat16, 2.0**17, 16 + 8),
-    ],
-)
+@pytest.mark.parametrize(("dtype", "offset", "bytes_a_group"), [
+    (torch.float16, 0, 16 + 4),
+    (torch.bfloat16, 0, 16 + 4),
+    (torch.float32, 0, 16 + 4),
+    (torch.float32, 2**-20, 16 + 8),
+    (torch.bfloat16, 2.0**17, 16 + 8),
+])  # fmt: skip
 def test_constants_that_are_all_numbers_of_fp16_take_16_bits(
     dtype: torch.dtype, offset: float, bytes_a_group: int, library: Library
 ) -> None:
@@ -259,18 +256,15 @@ def test_a_dtype_that_was_asked_for_is_that_of_the_activations(tmp_path: Path, l
     assert relative_error(engine_of(packed, library, arithmetic="int8").logits(IDS), wanted) > 1e-4
 
 
-@pytest.mark.parametrize(
-    ("bits", "group", "scale", "bias", "known"),
-    [
-        (4, 32, torch.float16, torch.float16, True),
-        (8, 96, torch.bfloat16, torch.bfloat16, True),
-        (8, 48, torch.float16, torch.float16, False),
-        (4, 16, torch.float16, torch.float16, False),
-        (4, 32, torch.float16, torch.bfloat16, False),
-        (8, 32, torch.float64, torch.float64, False),
-        (3, 32, torch.float16, torch.float16, False),
-    ],
-)
+@pytest.mark.parametrize(("bits", "group", "scale", "bias", "known"), [
+    (4, 32, torch.float16, torch.float16, True),
+    (8, 96, torch.bfloat16, torch.bfloat16, True),
+    (8, 48, torch.float16, torch.float16, False),
+    (4, 16, torch.float16, torch.float16, False),
+    (4, 32, torch.float16, torch.bfloat16, False),
+    (8, 32, torch.float64, torch.float64, False),
+    (3, 32, torch.float16, torch.float16, False),
+])  # fmt: skip
 def test_formats_that_the_kernels_cannot_read_are_left_to_torch(
     bits: int, group: int, scale: torch.dtype, bias: torch.dtype, known: bool, library: Library
 ) -> None:

@@ -128,19 +128,9 @@ class Row:
 
 CROSSED = "phi3, longrope crossed while decoding"  # after IDS
 GREEDY = (
-    "llama",
-    CROSSED,
-    "lfm2",
-    "lfm2_moe",
-    "mamba2",
-    "bamba",
-    "granitemoehybrid",
-    "falcon_h1",
-    "nemotron_h",
-    "qwen3_next",
-    "qwen3_5",
-    "qwen3_5_moe",
-)
+    "llama", CROSSED, "lfm2", "lfm2_moe", "mamba2", "bamba", "granitemoehybrid", "falcon_h1", "nemotron_h",
+    "qwen3_next", "qwen3_5", "qwen3_5_moe",
+)  # fmt: skip
 ROWS = [
     Row("llama", "llama", {"rms_norm_eps": 0.1}),
     Row("llama, one kv head, wide heads", "llama", {"rope_parameters": {"rope_theta": 5e5}},

@@ -50,16 +50,13 @@ def test_an_awq_model_computes_with_what_is_meant(qwen2: Path, tmp_path: Path) -
     agrees(*repack(qwen2, tmp_path, pack, **settings()))
 
 
-@pytest.mark.parametrize(
-    ("fields", "complaint", "kind"),
-    [
-        ({"version": "gemv"}, "version = gemv", UnsupportedArchitecture),
-        ({"bits": 3}, "bits = 3", UnsupportedArchitecture),
-        ({"zero_point": False}, "zero_point = False", UnsupportedArchitecture),
-        ({"group_size": 16}, ".qzeros is", BrokenCheckpoint),
-        ({"group_size": 40}, "no groups of 40", BrokenCheckpoint),
-    ],
-)
+@pytest.mark.parametrize(("fields", "complaint", "kind"), [
+    ({"version": "gemv"}, "version = gemv", UnsupportedArchitecture),
+    ({"bits": 3}, "bits = 3", UnsupportedArchitecture),
+    ({"zero_point": False}, "zero_point = False", UnsupportedArchitecture),
+    ({"group_size": 16}, ".qzeros is", BrokenCheckpoint),
+    ({"group_size": 40}, "no groups of 40", BrokenCheckpoint),
+])  # fmt: skip
 def test_settings_that_do_not_fit_are_refused(
     qwen2: Path, tmp_path: Path, fields: dict[str, object], complaint: str, kind: type[Exception]
 ) -> None:

@@ -85,17 +85,14 @@ def test_biases_that_the_model_has_not_may_only_be_zero(llama: Path, tmp_path: P
         agrees(packed, meant)
 
 
-@pytest.mark.parametrize(
-    ("fields", "complaint", "kind"),
-    [
-        ({"bits": 5}, "bits = 5", UnsupportedArchitecture),
-        ({"checkpoint_format": "marlin"}, "checkpoint_format = marlin", UnsupportedArchitecture),
-        ({"dynamic": {"+:.*": {"bits": 8}}}, "dynamic", UnsupportedArchitecture),
-        ({"bits": 8}, ".qzeros is", BrokenCheckpoint),
-        ({"group_size": 64}, ".qzeros is", BrokenCheckpoint),
-        ({"group_size": 0}, "group_size must be", BrokenCheckpoint),
-    ],
-)
+@pytest.mark.parametrize(("fields", "complaint", "kind"), [
+    ({"bits": 5}, "bits = 5", UnsupportedArchitecture),
+    ({"checkpoint_format": "marlin"}, "checkpoint_format = marlin", UnsupportedArchitecture),
+    ({"dynamic": {"+:.*": {"bits": 8}}}, "dynamic", UnsupportedArchitecture),
+    ({"bits": 8}, ".qzeros is", BrokenCheckpoint),
+    ({"group_size": 64}, ".qzeros is", BrokenCheckpoint),
+    ({"group_size": 0}, "group_size must be", BrokenCheckpoint),
+])  # fmt: skip
 def test_settings_that_do_not_fit_are_refused(
     llama: Path, tmp_path: Path, fields: dict[str, object], complaint: str, kind: type[Exception]
 ) -> None:

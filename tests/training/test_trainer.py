@@ -69,20 +69,10 @@ def padded(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 def their_losses(model: Path, rows: Rows, out: Path) -> list[float]:
     arguments = TrainingArguments(
-        str(out),
-        per_device_train_batch_size=3,
-        num_train_epochs=2,
-        learning_rate=0.01,
-        weight_decay=0.1,
-        warmup_steps=2,
-        lr_scheduler_type="cosine",
-        logging_strategy="no",
-        seed=7,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=True,
-    )
+        str(out), per_device_train_batch_size=3, num_train_epochs=2, learning_rate=0.01, weight_decay=0.1,
+        warmup_steps=2, lr_scheduler_type="cosine", logging_strategy="no", seed=7, save_strategy="no", report_to=[],
+        disable_tqdm=True, use_cpu=True,
+    )  # fmt: skip
     reference = AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager", dtype=torch.float32)
     losses: list[float] = []
 
