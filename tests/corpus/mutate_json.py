@@ -177,30 +177,14 @@ def json_damage(rng: Random, model: ModelDir) -> Expected:
     name = rng.choice(["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"])
     text = model.files[name].decode()
     key = text[1 : text.index(":")]
-    model.files[name] = rng.choice(
-        [
-            text[: rng.randrange(1, len(text) - 1)].encode(),
-            f'{text[:-1]}, "bomb": {BOMB}}}'.encode(),
-            f'{text[:-1]}, "bomb": {"9" * 5_000}}}'.encode(),
-            f"{text[:-1]}, {key}: null}}".encode(),
-            f"[{text}]".encode(),
-            text.encode("utf-16"),
-            text.encode() + b"\0",
-            text.encode() + text.encode(),
-            text.encode().replace(b'"', b"'"),
-            text.encode()[:-1] + b"\xff}",
-            text.encode()[:-1] + b',"a":"\xed\xa0\x80"}',
-            text.encode()[:-1] + b",}",
-            b"// " + text.encode(),
-            b"",
-            b"null",
-            b'"x"',
-            b"17",
-            b"9" * 100_000,
-            b'"' + b"x" * 1_000_000,
-            BOMB.encode(),
-        ]
-    )
+    data = text.encode()
+    model.files[name] = rng.choice([
+        text[: rng.randrange(1, len(text) - 1)].encode(), f'{text[:-1]}, "bomb": {BOMB}}}'.encode(),
+        f'{text[:-1]}, "bomb": {"9" * 5_000}}}'.encode(), f"{text[:-1]}, {key}: null}}".encode(), f"[{text}]".encode(),
+        text.encode("utf-16"), data + b"\0", data + data, data.replace(b'"', b"'"), data[:-1] + b"\xff}",
+        data[:-1] + b',"a":"\xed\xa0\x80"}', data[:-1] + b",}", b"// " + data, b"", b"null", b'"x"', b"17",
+        b"9" * 100_000, b'"' + b"x" * 1_000_000, BOMB.encode(),
+    ])  # fmt: skip
     return "either" if name == "generation_config.json" else "reject"
 
 

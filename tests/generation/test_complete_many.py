@@ -61,7 +61,7 @@ def test_a_request_that_fails_has_its_error_and_the_others_go_on(tiny: LanguageM
     assert answers[3] is requests[3]
 
 
-def test_what_is_an_answer_already_is_given_before_the_next_is_taken(tiny: LanguageModel) -> None:
+def test_an_error_among_requests_is_given_before_the_next_is_taken(tiny: LanguageModel) -> None:
     taken = list[int]()
 
     def answers() -> Iterator[InputError]:
@@ -93,7 +93,7 @@ def test_requests_are_taken_when_there_is_room_for_them(tiny: LanguageModel) -> 
         assert taken <= read + 4
 
 
-def test_what_is_not_there_yet_is_asked_for_again_while_others_run(tiny: LanguageModel) -> None:
+def test_a_source_without_a_request_yet_is_asked_again_while_texts_run(tiny: LanguageModel) -> None:
     request = Request("In a", max_tokens=3, ignore_eos=True)
     answers = tiny.complete_many(iter([None, request, None, None, request, None]))
     assert [(index, type(answer)) for index, answer in answers] == [(0, Completed), (1, Completed)]

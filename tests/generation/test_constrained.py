@@ -43,7 +43,7 @@ def generated(lm: LanguageModel, **options: Any) -> tuple[str, Finished]:
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_what_ends_by_itself_is_what_its_schema_says(tiny: LanguageModel, closing: dict[int, float], name: str) -> None:
+def test_a_text_that_ends_by_itself_meets_its_schema(tiny: LanguageModel, closing: dict[int, float], name: str) -> None:
     ended = 0
     for seed in range(6):
         options = {"temperature": 1.5, "logit_bias": closing, "max_tokens": 150, "top_k": 0, "min_p": 0.0}

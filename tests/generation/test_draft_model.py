@@ -50,7 +50,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("draft", ["itself", "another"])
-def test_the_text_is_the_same(tiny_model: Path, other_model: Path, draft: str, case: str) -> None:
+def test_a_draft_model_does_not_change_the_text(tiny_model: Path, other_model: Path, draft: str, case: str) -> None:
     drafted = generated(tiny_model, tiny_model if draft == "itself" else other_model, **CASES[case])
     assert drafted.ids == generated(tiny_model, **CASES[case]).ids
     assert drafted.usage.drafted_tokens > 0

@@ -57,7 +57,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_is_what_it_would_be_alone(lm: LanguageModel, case: str) -> None:
+def test_each_sample_is_what_it_would_be_alone(lm: LanguageModel, case: str) -> None:
     samplings = VARIED.for_samples(5)
     got = together(lm, samplings, CASES[case])
     assert [facts(*one) for one in got] == [facts(*one) for one in alone(lm, samplings, CASES[case])]
@@ -66,14 +66,14 @@ def test_each_is_what_it_would_be_alone(lm: LanguageModel, case: str) -> None:
     assert any(isinstance(end, ContextOverflow) for _, end in got) == ("error" in case)
 
 
-def test_each_has_its_own_settings(lm: LanguageModel) -> None:
+def test_each_sample_has_its_own_settings(lm: LanguageModel) -> None:
     samplings = [VARIED, replace(VARIED, temperature=0.0), replace(VARIED, repeat_penalty=1.5, top_k=3)]
     assert [facts(*one) for one in together(lm, samplings, StopConfig())] == [
         facts(*one) for one in alone(lm, samplings, StopConfig())
     ]
 
 
-def test_log_probabilities_are_those_it_would_have_alone(lm: LanguageModel) -> None:
+def test_the_log_probabilities_of_a_sample_are_those_it_would_have_alone(lm: LanguageModel) -> None:
     samplings = VARIED.for_samples(3)
     wanted = [outcome(lm.stream(PROMPT, sampling, StopConfig(), logprobs=2)) for sampling in samplings]
     for (_, got), (_, want) in zip(together(lm, samplings, StopConfig(), logprobs=2), wanted, strict=True):
@@ -113,7 +113,7 @@ def test_more_than_fit_into_a_step_take_turns_and_run_the_prompt_once(
     assert [facts(*one) for one in got] == [facts(*one) for one in alone(lm, samplings, StopConfig())]
 
 
-def test_the_first_is_there_while_the_others_still_run(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_sample_comes_while_the_others_still_run(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = steps_of(lm, monkeypatch)
     streams = lm.streams(PROMPT, VARIED.for_samples(4), StopConfig(ignore_eos=True))
     first = next(streams)

@@ -99,7 +99,7 @@ def test_nothing_is_drafted_across_a_border_of_longrope_or_past_the_context(tmp_
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 @pytest.mark.parametrize("overflow", ["stop", "shift"])
-def test_what_comes_out_is_the_same(tiny_model: Any, temperature: float, overflow: Any) -> None:
+def test_drafts_from_the_text_itself_do_not_change_it(tiny_model: Any, temperature: float, overflow: Any) -> None:
     def generated(speculate: int) -> Finished:
         lm = gptcli.load(tiny_model, dtype="fp32", ctx_size=64, speculate=speculate)
         events = lm.generate(

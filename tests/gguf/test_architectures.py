@@ -92,7 +92,7 @@ def test_logits_depend_on_what_the_file_says(
     assert relative_error(engine.logits(IDS), wanted) > 10 * TOLERANCE
 
 
-def test_what_is_kept_of_a_file_is_what_it_says(case: Case, reference: Reference, tmp_path: Path) -> None:
+def test_a_kept_header_says_what_the_file_says(case: Case, reference: Reference, tmp_path: Path) -> None:
     read = ModelFolder.open(written(case, reference, tmp_path))
     _ = read.architecture, read.notes
     read.keep()

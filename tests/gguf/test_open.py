@@ -66,7 +66,7 @@ def test_blocks_that_nothing_multiplies_with_are_named(tmp_path: Path) -> None:
     assert ["blocks of type: TQ2_0" in str(note) for note in folder.notes] == [True]
 
 
-def test_a_file_changed_or_moved_is_another_model_or_the_same(tmp_path: Path) -> None:
+def test_a_changed_file_has_another_fingerprint(tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "tiny.gguf", Kind.Q8_0)
     before = fingerprint(file)
     assert LocalModel("tiny", file).size == file.stat().st_size

@@ -68,14 +68,14 @@ def check(tokenizer: Tokenizer, name: str, *, special: bool) -> None:
 
 
 @pytest.mark.parametrize("special", [False, True], ids=["typed", "special"])
-def test_ids_are_llama_cpps(kind: tuple[str, Tokenizer], special: bool) -> None:
+def test_ids_are_those_of_llama_cpp(kind: tuple[str, Tokenizer], special: bool) -> None:
     name, tokenizer = kind
     check(tokenizer, name, special=special)
 
 
 @pytest.mark.real
 @pytest.mark.parametrize("special", [False, True], ids=["typed", "special"])
-def test_ids_of_the_default_model_are_llama_cpps(real_weights: Path, special: bool) -> None:
+def test_ids_of_the_default_model_are_those_of_llama_cpp(real_weights: Path, special: bool) -> None:
     check(Tokenizer.open(real_weights / DEFAULT_MODEL), "smollm2", special=special)
 
 

@@ -197,7 +197,7 @@ def test_a_half_that_was_asked_for_rounds_only_matrices(
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-def test_packed_weights_become_a_half_or_stay_as_exact_as_they_are(
+def test_packed_weights_are_rounded_to_a_half_or_kept_exact(
     half: torch.dtype, tmp_path: Path, library: Library
 ) -> None:
     path = write_reference(tmp_path / "dense", "llama", **SIZES).path

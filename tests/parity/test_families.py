@@ -613,7 +613,7 @@ def test_bf16_is_as_near_to_fp32_as_the_references_own_bf16(reference: Reference
         assert 0 < (rounded - wanted).square().mean(-1).median().sqrt() < own * wanted.square().mean().sqrt()
 
 
-def test_the_numbers_depend_on_what_the_row_is_about(
+def test_each_change_that_a_row_names_changes_the_logits(
     row: Row, reference: Reference, wanted: Tensor, tmp_path: Path
 ) -> None:
     for file in reference.path.iterdir():

@@ -112,7 +112,7 @@ def saved(path: Path, case: str) -> Reference:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_text_is_the_references(tmp_path: Path, case: str) -> None:
+def test_the_text_part_has_the_logits_and_ids_of_the_reference(tmp_path: Path, case: str) -> None:
     reference = saved(tmp_path, case)
     assert [note.what for note in ModelFolder.open(tmp_path).notes] == [
         "text alone goes in, though the model reads images too"

@@ -134,6 +134,6 @@ def test_ids_of_added_tokens_json_that_contradict_are_refused_by_name(tmp_path: 
 @pytest.mark.parametrize(
     "token", [7, "x", {"content": 7}, {"content": "x", "lstrip": 1}, {"content": "x", "colour": True}, {}], ids=repr
 )
-def test_tokens_that_are_none_are_refused(tmp_path: Path, token: Any) -> None:
+def test_entries_that_are_no_tokens_are_refused(tmp_path: Path, token: Any) -> None:
     with pytest.raises(BrokenTokenizer, match="cannot read"):
         Tokenizer.open(written(tmp_path, tokenizer_config={"added_tokens_decoder": {"304": token}}))

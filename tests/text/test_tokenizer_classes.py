@@ -101,7 +101,7 @@ def test_ids_and_text_are_as_in_transformers(both: tuple[Any, Tokenizer], text: 
 
 
 @pytest.mark.parametrize("kind", ["llama2", "qwen2"])
-def test_components_that_are_not_read_are_known(tmp_path: Path, kind: str) -> None:
+def test_components_that_a_class_makes_itself_are_listed_as_unread(tmp_path: Path, kind: str) -> None:
     read = Tokenizer.open(written(tmp_path, kind, {"model_type": "qwen3"}, BYTE_LEVEL)).unread
     ours = Tokenizer.open(written(tmp_path, "llama2", {}, ROLES | {"tokenizer_class": "LlamaTokenizer"})).unread
     assert (read, ours) == ((), ("normalizer", "pre_tokenizer"))
