@@ -20,8 +20,8 @@ from gptcli.checkpoint.generation_config import (
     sampling_defaults,
 )
 from gptcli.errors import BrokenCheckpoint
-from gptcli.generation.events import Finished
 from gptcli.settings import SAMPLING_FIELDS, RuntimeConfig
+from tests.generation.outcomes import completed
 from tests.tiny import make_model
 
 WHERE = "generation_config.json"
@@ -34,9 +34,7 @@ def noted(fields: dict[str, Any], context: int = 64) -> tuple[str, ...]:
 
 def drawn(path: Path, **sampling: Any) -> list[int]:
     lm: LanguageModel = load(str(path), device="cpu", dtype="fp32")
-    *_, finished = lm.generate(PROMPT, max_tokens=24, temperature=0.0, **sampling)
-    assert isinstance(finished, Finished)
-    return list(finished.ids)
+    return list(completed(lm.generate(PROMPT, max_tokens=24, temperature=0.0, **sampling))[1].ids)
 
 
 def test_every_field_of_transformers_is_done_noted_or_without_effect() -> None:

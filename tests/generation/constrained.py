@@ -16,6 +16,7 @@ import jsonschema
 
 import gptcli
 from gptcli import Finished, LanguageModel
+from tests.generation.outcomes import completed
 
 _PERSON = {
     "type": "object",
@@ -103,12 +104,8 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 
 def text_of(lm: LanguageModel, prompt: str, schema: dict[str, Any], **options: Any) -> tuple[str, Finished]:
     """A text under a schema, and how it ended."""
-    text = b""
-    for event in lm.generate(prompt, json_schema=schema, **options):
-        if isinstance(event, Finished):
-            return text.decode(), event
-        text += event.data
-    raise AssertionError("a generation ended without Finished")
+    text, finished = completed(lm.generate(prompt, json_schema=schema, **options))
+    return text.decode(), finished
 
 
 def check(text: str, schema: dict[str, Any]) -> None:

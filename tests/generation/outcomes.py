@@ -11,6 +11,13 @@ from gptcli.errors import GptcliError
 Outcome = tuple[bytes, Finished | GptcliError]
 
 
+def completed(events: Iterable[TextDelta | Finished]) -> tuple[bytes, Finished]:
+    """A stream's text, and how it ended."""
+    *deltas, end = events
+    assert isinstance(end, Finished)
+    return b"".join(delta.data for delta in deltas if isinstance(delta, TextDelta)), end
+
+
 def outcome(events: Iterable[TextDelta | Finished | GptcliError]) -> Outcome:
     """A stream's text, and its end or the error that it raises or has."""
     text = b""

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 import gptcli
-from gptcli import Finished, LanguageModel
+from gptcli import LanguageModel
 from gptcli.runtime import device_plan
 from gptcli.runtime.engine import Workload
 from gptcli.settings import RuntimeConfig
 from gptcli.text.sandbox.client import SandboxClient
+from tests.generation.outcomes import completed
 from tests.parity.test_families import needed_library
 from tests.tiny import make_model
 
@@ -45,9 +46,7 @@ def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory)
 
 
 def ids_of(lm: LanguageModel, prompt: str) -> tuple[int, ...]:
-    *_, end = lm.generate(prompt, max_tokens=16, **GREEDY)
-    assert isinstance(end, Finished)
-    return end.ids
+    return completed(lm.generate(prompt, max_tokens=16, **GREEDY))[1].ids
 
 
 @pytest.mark.parametrize("threads", [2, 8])

@@ -42,10 +42,12 @@ def write_model(path: Path, model_type: str) -> Path:
     return model
 
 
-def theirs(model: Path, adapter: Path) -> Tensor:
-    base = AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager", dtype=torch.float32)
-    with torch.no_grad():
-        logits: Tensor = PeftModel.from_pretrained(base, adapter)(torch.tensor([IDS])).logits[0]
+@torch.no_grad()
+def theirs(model: Path, adapter: Path | None = None) -> Tensor:
+    reference = AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager", dtype=torch.float32)
+    if adapter is not None:
+        reference = PeftModel.from_pretrained(reference, adapter)
+    logits: Tensor = reference(torch.tensor([IDS])).logits[0]
     return logits
 
 
@@ -132,8 +134,7 @@ def test_several_adapters_add_up_with_their_weights(pair: tuple[Path, Path, Path
 
 
 def test_a_merged_model_answers_as_the_adapted_one_here_and_in_transformers(
-    pair: tuple[Path, Path, Path],
-    cli: Cli,
+    pair: tuple[Path, Path, Path], cli: Cli
 ) -> None:
     model, first, second = pair
     done = cli("models", "merge", model, "--adapter", first, "--adapter", f"{second}=0.5", "--name", "merged", "-q")
@@ -141,17 +142,13 @@ def test_a_merged_model_answers_as_the_adapted_one_here_and_in_transformers(
     merged = Path(done.out.decode().strip())
     live = ours(model, first, f"{second}=0.5")
     assert close(ours(merged), live)
-    with torch.no_grad():
-        assert close(AutoModelForCausalLM.from_pretrained(merged)(torch.tensor([IDS])).logits[0], live)
+    assert close(theirs(merged), live)
     again = cli("models", "merge", first, "--name", "one")
     assert again.code == 0 and close(ours(Path(again.out.decode().strip())), ours(first))
     assert cli("models", "merge", model).code == 2
 
 
-def test_every_command_takes_an_adapter_and_an_adapter_is_its_model(
-    tmp_path: Path,
-    cli: Cli,
-) -> None:
+def test_every_command_takes_an_adapter_and_an_adapter_is_its_model(tmp_path: Path, cli: Cli) -> None:
     model = make_model(tmp_path / "model")
     adapter = write_adapter(tmp_path / "adapter", model, 3, r=8, lora_alpha=64)
     (text := tmp_path / "text").write_text(TEXT)
@@ -198,8 +195,7 @@ def test_an_adapter_is_merged_with_what_packed_weights_stand_for(tmp_path: Path,
     live = ours(packed, adapter, quantize="none")
     assert close(ours(merged), live)
     assert not close(ours(packed, quantize="none"), live)
-    with torch.no_grad():
-        assert close(AutoModelForCausalLM.from_pretrained(merged)(torch.tensor([IDS])).logits[0], live)
+    assert close(theirs(merged), live)
 
 
 def _without_names(out: bytes) -> bytes:
