@@ -102,16 +102,6 @@ def test_logits_are_those_of_transformers_reading_the_same_file(kind: Kind, tied
     assert (ours - expected).norm() / expected.norm() < 1e-5
 
 
-def test_rows_of_q_and_k_are_put_back_into_transformers_order(tmp_path: Path) -> None:
-    folder = converted(tmp_path, Kind.Q8_0)
-    for letter in "qk":
-        stored = originals(tmp_path / "tiny.gguf")[f"blk.0.attn_{letter}.weight"].reshape(-1, HEAD_DIM, WIDTH)
-        value = value_of(folder, f"model.layers.0.self_attn.{letter}_proj.weight").reshape(-1, HEAD_DIM, WIDTH)
-        # In the file, row i of a head's first half is row 2i, and row i of its second half is row 2i + 1.
-        assert np.array_equal(value[:, : HEAD_DIM // 2], stored[:, ::2])
-        assert np.array_equal(value[:, HEAD_DIM // 2 :], stored[:, 1::2])
-
-
 def test_modules_with_other_bits_than_most_are_named_in_the_config(tmp_path: Path) -> None:
     folder = converted(tmp_path, {"token_embd.weight": Kind.Q8_0, "weight": Kind.Q4_0})
     assert folder.config["quantization"] == {
@@ -247,6 +237,8 @@ REFUSED: dict[str, tuple[dict[str, Any], type[GptcliError], str]] = {
          UnsupportedArchitecture, "type 26"),
     "rows that heads do not divide": ({"tensors": {"blk.0.attn_q.weight": np.ones((WIDTH + 1, WIDTH), np.float32)}},
          BrokenCheckpoint, "'blk.0.attn_q.weight' has 65 rows"),
+    "no embeddings": ({"tensor_shapes": {name: shapes()[name] for name in shapes() if name != "token_embd.weight"}},
+         BrokenCheckpoint, r"token_embd\.weight' is missing"),
 }  # fmt: skip
 
 
@@ -257,12 +249,6 @@ def test_what_is_not_certain_is_refused_by_name(what: str, tmp_path: Path) -> No
         converted(tmp_path, **changes)
     assert type(raised.value) is error
     assert str(tmp_path / "tiny.gguf") in raised.value.message
-
-
-def test_a_file_without_embeddings_is_broken(tmp_path: Path) -> None:
-    without = {name: shape for name, shape in shapes().items() if name != "token_embd.weight"}
-    with pytest.raises(BrokenCheckpoint, match=r"token_embd\.weight' is missing"):
-        converted(tmp_path, tensor_shapes=without)
 
 
 def test_a_missing_file_is_an_input_error(tmp_path: Path) -> None:

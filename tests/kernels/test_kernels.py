@@ -779,11 +779,6 @@ def test_quantizing_the_activations_costs_little(kernels: Library, bits: int) ->
     assert_product(kernels.linear(weight.matrix(kernels), x), x, weight.expanded(), relative=0.02)
 
 
-def test_packing_costs_little_more_than_the_weights(kernels: Library) -> None:
-    matrix = affine(160, 256, 4, 32).matrix(kernels)
-    assert matrix.size == 160 * 256 // 2 + 160 * 8 * 4
-
-
 def test_many_matrices_come_and_go(kernels: Library) -> None:
     weights = [affine(64, 512, 8, 32) for _ in range(8)]
     x = torch.randn(1, 512)
