@@ -132,17 +132,13 @@ INLINE void add_values(const int32_t *weights, const int32_t *values, int64_t de
     }
 }
 
-INLINE void fetch_part(const void *from, int64_t bytes, int64_t i, int64_t n) {
-    for (int64_t at = bytes * i / n; at < bytes * (i + 1) / n; at += CACHE_LINE)
-        _mm_prefetch((const char *)from + at, _MM_HINT_T1);
-}
-
 /* Rounds a row's weights over a span to bf16, and adds those to the total: what they multiply must add up to one. */
 INLINE void round_weights(const floats *values, floats *total, int32_t *weights) {
+    const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
     UNROLL for (int v = 0; v < SPAN_VECTORS; v += 2) {
         const __m512i both = rounded_pair(values[v], values[v + 1]);
         _mm512_storeu_si512(weights + v * LANES / 2, both);
-        *total = (floats)_mm512_dpbf16_ps((__m512)*total, (__m512bh)both, (__m512bh)_mm512_set1_epi16(0x3f80)); /* 1 */
+        *total = (floats)_mm512_dpbf16_ps((__m512)*total, (__m512bh)both, ones);
     }
 }
 
@@ -163,14 +159,14 @@ void rounded_attend(const Passage *passage, int64_t kv_head, int64_t begin, int6
             query_scales[row] = round_vector(query_of_row(passage, kv_head, begin, row), passage->scale, head_dim,
                                              depth, (int16_t *)(queries + row * depth / 2));
     }
-    const int64_t span_bytes = 4 * SPAN * depth + SPAN * 4;
+    const int64_t span_bytes = (SPAN * depth + SPAN) * (int64_t)sizeof(float);
     for (int64_t from = first_span(passage, begin); from < passage->first + end; from += SPAN) {
         const float *span = spans + from / SPAN * 2 * SPAN * depth;
         const int32_t *keys = (const int32_t *)span;
         const int whole = from + SPAN <= passage->first + begin + 1 && first_seen(passage, end - 1) <= from;
         const float *scales = span + depth / 2 * SPAN;
         for (int64_t row = 0; row < rows; row += ROWS) {
-            fetch_part(span + 2 * SPAN * depth, span_bytes, row / ROWS, padded / ROWS); /* of the next span */
+            fetch_part(span + 2 * SPAN * depth, span_bytes, row / ROWS, padded / ROWS); /* of the next one */
             scores_of_rows(queries + row * depth / 2, query_scales + row, keys, scales, depth, scores);
             for (int64_t r = 0; r < ROWS && row + r < rows; r++) {
                 int64_t first = 0, last = SPAN;

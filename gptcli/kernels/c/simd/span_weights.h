@@ -14,7 +14,7 @@ INLINE floats load_channels(const float *row, int64_t channel, int64_t head_dim)
     return channel < head_dim ? load_some(row, channel, head_dim) : (floats){0};
 }
 
-/* 2^x of a polynomial in what x is above an integer, to 2^-18 of the number. */
+/* 2^x, to 2^-18 of itself: more than bf16 and sums of two of them keep. A polynomial in what x is above an integer. */
 INLINE floats power_of_two(floats x) {
     const floats rest = (floats)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     floats p = rest * 0.0135341678f + 0.0520114601f;
@@ -28,15 +28,14 @@ INLINE floats power_of_two(floats x) {
  * row sees positions [first, last) of the span. */
 INLINE void weights_over_span(const Passage *passage, const float *scores, int64_t first, int64_t last, float *most,
                               floats *total, float *out, int64_t depth, floats *values) {
-    const uint64_t whole = ~(uint64_t)0;
-    uint64_t seen = last == 0 ? 0 : whole >> (SPAN - last);
+    uint64_t seen = last == 0 ? 0 : ~(uint64_t)0 >> (SPAN - last);
     seen = first == SPAN ? 0 : seen >> first << first;
     floats greatest_values = splat(-INFINITY);
     UNROLL for (int v = 0; v < SPAN_VECTORS; v++) {
         values[v] = load(scores + v * LANES);
         if (passage->softcap != 0) values[v] = hyperbolic_tangent(values[v] / passage->softcap) * passage->softcap;
     }
-    if (seen != whole) {
+    if (~seen != 0) {
         UNROLL for (int v = 0; v < SPAN_VECTORS; v++) {
             const __mmask16 mask = (__mmask16)(seen >> v * LANES);
             values[v] = (floats)_mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), mask, (__m512)values[v]);
