@@ -341,6 +341,14 @@ def test_coded_weights_in_bf16_give_the_numbers_of_plain_ones(bf16_kernels: Libr
     assert outs[0].equal(outs[1])
 
 
+@pytest.mark.parametrize("rows", [64, 100])
+def test_products_in_bf16_do_not_depend_on_the_number_of_tokens(bf16_kernels: Library, rows: int) -> None:
+    matrix, x, bias = affine(rows, 1536, 8, 32).matrix(bf16_kernels, "bf16"), torch.randn(80, 1536), torch.randn(rows)
+    whole = bf16_kernels.linear(matrix, x, bias)
+    for tokens in (17, 40, 64):
+        assert bf16_kernels.linear(matrix, x[:tokens].contiguous(), bias).equal(whole[:tokens])
+
+
 def test_a_few_tokens_are_multiplied_in_fp32(kernels: Library) -> None:
     weight, x = affine(100, 192, 4, 32), torch.randn(16, 192)
     assert_product(kernels.linear(weight.matrix(kernels, "bf16"), x), x, weight.expanded())
@@ -615,16 +623,23 @@ def test_rounded_scores_are_those_of_exact_logits_where_it_matters(
     matrix = packed.matrix(kernels, "fp32") if kind == "affine" else kernels.dense(weight.bfloat16())
     logits = F.linear(x.double(), weight, bias.double())[:, :2990]
     expected = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
-    rough = F.linear(rounded(x), rounded(weight.float()), bias.double())[:, :2990]
+    if kind == "affine" and kernels.level in ("avx512", "avx512_bf16"):
+        rough = F.linear(quantized(x), weight, bias.double())[:, :2990]
+    else:
+        rough = F.linear(rounded(x), rounded(weight.float()), bias.double())[:, :2990]
     error = kernels.scores(matrix, x, targets, 2990, bias, "bf16") - expected
-    # What is left is the mean error of small shares; as it is, bf16 loses what each target's logit loses.
+    # What is left is the mean error of small shares; as it is, rounding loses what each target's logit loses.
     lost = rough.log_softmax(-1).gather(1, targets[:, None])[:, 0] - expected
     assert error.square().mean() < lost.square().mean() / 50 + 1e-10
 
 
+@pytest.mark.parametrize("kind", ["affine", "bf16"])
 @pytest.mark.parametrize("arithmetic", ["fp32", "bf16"])
-def test_scores_do_not_depend_on_which_thread_sums_up_what(kernels: Operations, arithmetic: Arithmetic) -> None:
-    matrix, x, targets = kernels.dense(torch.randn(20_000, 32).bfloat16()), torch.randn(80, 32), torch.arange(80)
+def test_scores_do_not_depend_on_which_thread_sums_up_what(
+    kernels: Operations, arithmetic: Arithmetic, kind: str
+) -> None:
+    packed, x, targets = affine(20_000, 32, 8, 32), torch.randn(80, 32), torch.arange(80)
+    matrix = packed.matrix(kernels) if kind == "affine" else kernels.dense(torch.randn(20_000, 32).bfloat16())
     first = kernels.scores(matrix, x, targets, 20_000, None, arithmetic)
     for _ in range(30):
         assert torch.equal(kernels.scores(matrix, x, targets, 20_000, None, arithmetic), first)
@@ -633,11 +648,13 @@ def test_scores_do_not_depend_on_which_thread_sums_up_what(kernels: Operations, 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("row", [0, 40, 95, 99])
 @pytest.mark.parametrize("arithmetic", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["affine", "bf16"])
 def test_a_logit_that_is_not_finite_is_no_score(
-    kernels: Operations, arithmetic: Arithmetic, value: float, row: int
+    kernels: Operations, kind: str, arithmetic: Arithmetic, value: float, row: int
 ) -> None:
-    bias, targets = torch.zeros(100), torch.full((70,), 7)
-    matrix, x = kernels.dense(torch.randn(100, 8).bfloat16()), torch.randn(70, 8)
+    bias, targets, x = torch.zeros(100), torch.full((70,), 7), torch.randn(70, 32)
+    weight = torch.randn(100, 32).bfloat16()
+    matrix = affine(100, 32, 8, 32).matrix(kernels) if kind == "affine" else kernels.dense(weight)
     assert kernels.scores(matrix, x, targets, 95, bias, arithmetic).isfinite().all()
     bias[row] = value
     assert not kernels.scores(matrix, x, targets, 95, bias, arithmetic).isfinite().any()

@@ -53,7 +53,7 @@ enum {
     RECORD = 64,     /* columns of a row that are coded together */
     CODE_BYTES = RECORD / 2,
     BF16_TOKENS = 32, /* tokens that are multiplied at once in bf16 */
-    SCORED_ROWS = 2 * BLOCK, /* of a head, whose logits are summed at once */
+    SCORED_ROWS = 4 * BLOCK, /* of a head, whose logits are summed at once */
     MOST_THREADS = 256,
     MOST_DEPTH = 1024, /* the most channels of a head that attention rounds to 16 bits */
 };
@@ -218,6 +218,11 @@ typedef struct Activations {
     int32_t *offsets; /* -128 * the sum of a half segment's term: where dot products with centred 8-bit weights start */
     int64_t tokens, segments, width, terms;
 } Activations;
+
+/* Activations of `terms` terms in a workspace of activations_bytes, 64-byte aligned, and one token of x, (columns). */
+int64_t activations_bytes(int64_t tokens, int64_t columns, int64_t terms);
+Activations activations_in(void *workspace, int64_t tokens, int64_t columns, int64_t terms);
+void quantize_token(const Activations *to, const float *x, int64_t token);
 
 /* Where results go: out[token * stride + row], plus bias[row] unless bias is NULL. */
 typedef struct Output {
@@ -572,8 +577,9 @@ typedef struct Level {
     void (*exp)(const float *x, int64_t size, float *out);
     float (*greatest)(const float *x, int64_t size); /* -infinity of none; NaNs are not allowed */
     /* Adds e^(logit - most) of `count` logits to BLOCK sums, and NaN if one of `present` logits is not finite; most may
-     * become greater, and the sums are then scaled. Both counts are at most SCORED_ROWS, and so many floats are read. */
-    void (*add_powers)(const float *logits, int64_t count, int64_t present, float *most, float *sums);
+     * become greater, and the sums are then scaled. Returns 0 if none of the `count` is at least `floor`. Both counts are
+     * at most SCORED_ROWS, and so many floats are read. */
+    int (*add_powers)(const float *logits, int64_t count, int64_t present, float floor, float *most, float *sums);
     /* As panels, in bf16, and the rounding of a token for it; NULL: the processor has no such products. See simd/bf16.h
      * for the layout of x. */
     void (*bf16_panels)(const Matrix *, const uint16_t *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
