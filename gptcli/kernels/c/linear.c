@@ -17,14 +17,13 @@ enum {
 
 /* ---- activations ---- */
 
-static int64_t activations_bytes(int64_t tokens, int64_t columns, int64_t terms) {
+int64_t activations_bytes(int64_t tokens, int64_t columns, int64_t terms) {
     int64_t padded = round_up(tokens, smaller(tokens, TILE)), segments = columns / SEGMENT;
     int64_t bytes = round_up(padded * segments * (int64_t)sizeof(float), CACHE_LINE);
     return padded * columns * value_bytes(terms) + (2 + 2 * terms) * bytes;
 }
 
-/* workspace: activations_bytes, 64-byte aligned. */
-static Activations activations_in(void *workspace, int64_t tokens, int64_t columns, int64_t terms) {
+Activations activations_in(void *workspace, int64_t tokens, int64_t columns, int64_t terms) {
     int64_t width = smaller(tokens, TILE), padded = round_up(tokens, width), segments = columns / SEGMENT;
     int64_t bytes = round_up(padded * segments * (int64_t)sizeof(float), CACHE_LINE);
     uint8_t *scales = (uint8_t *)workspace + padded * columns * value_bytes(terms);
@@ -32,8 +31,7 @@ static Activations activations_in(void *workspace, int64_t tokens, int64_t colum
     return (Activations){workspace, (float *)scales, (float *)sums, (int32_t *)offsets, tokens, segments, width, terms};
 }
 
-/* Quantizes one token of x, (columns). */
-static void quantize(const Activations *to, const float *x, int64_t token) {
+void quantize_token(const Activations *to, const float *x, int64_t token) {
     int64_t segments = to->segments, width = to->width;
     int64_t index = token / width * segments * width + token % width;
     int8_t *values = to->values + index * value_bytes(to->terms) * SEGMENT;
@@ -167,7 +165,7 @@ static void prepare_share(void *argument, int thread, int threads) {
         for (int64_t token = begin; token < smaller(begin + TILE, product->tokens); token++) {
             const float *x = product->x + (product->from != NULL ? product->from[token] : token) * columns;
             if (part->way == DOTS)
-                quantize(&part->activations, x, token);
+                quantize_token(&part->activations, x, token);
             else if (part->way == BF16_PANELS)
                 level()->round_token(x, columns, token, part->rounded);
             else

@@ -308,13 +308,16 @@ static float bias_of(const Matrix *matrix, const uint8_t *record, int64_t group,
 }
 
 static void affine_row(const Matrix *matrix, int64_t row, float *out) {
-    int64_t span = groups_in_record(matrix->constants) * matrix->group, lane = row % BLOCK;
-    for (int64_t column = 0; column < matrix->columns; column++) {
-        const uint8_t *record = matrix->packed + row / BLOCK * matrix->block_bytes + column / span * matrix->record_bytes;
-        int64_t inside = column % span, group = inside / matrix->group;
-        const uint8_t *lines = record + constants_bytes(matrix->constants) + inside / SEGMENT * SEGMENT * BLOCK * matrix->bits / 8;
-        float q = (float)quant_at(matrix, lines, lane, inside % SEGMENT);
-        out[column] = scale_of(matrix, record, group, lane) * q + bias_of(matrix, record, group, lane);
+    const Constants constants = matrix->constants;
+    const int64_t span = groups_in_record(constants) * matrix->group, lane = row % BLOCK;
+    const uint8_t *block = matrix->packed + row / BLOCK * matrix->block_bytes;
+    for (int64_t column = 0; column < matrix->columns; column += HALF_SEGMENT) { /* the least group */
+        const int64_t inside = column % span, group = inside / matrix->group;
+        const uint8_t *record = block + column / span * matrix->record_bytes;
+        const uint8_t *lines = record + constants_bytes(constants) + inside / SEGMENT * SEGMENT * BLOCK * matrix->bits / 8;
+        const float scale = scale_of(matrix, record, group, lane), bias = bias_of(matrix, record, group, lane);
+        for (int64_t i = 0; i < HALF_SEGMENT; i++)
+            out[column + i] = scale * (float)quant_at(matrix, lines, lane, inside % SEGMENT + i) + bias;
     }
 }
 

@@ -12,7 +12,7 @@
 
 enum {
     MOST_SCORED = 512, /* tokens whose logits of a panel stay in the second cache */
-    UNIT = 32,         /* panels that a thread sums up in fp32; sums of units are in fp64 */
+    UNIT = 16,         /* panels that a thread sums up in fp32; sums of units are in fp64 */
     LEAST_SHARE = 245, /* one part in so many, e^5.5 */
     LOOSE_SHARE = 250, /* the same while threads list, whatever their sums' order rounds */
     LISTED = 256,      /* more than can have that share */
@@ -42,6 +42,9 @@ typedef struct {
     Listed listed[MOST_SCORED][LISTED];
 } Summed;
 
+/* How logits are computed at first. */
+typedef enum { EXACT, TO_BF16, TO_BYTES } Rounding;
+
 typedef struct {
     const Matrix *matrix;
     const float *x, *bias;
@@ -50,7 +53,9 @@ typedef struct {
     double *out; /* the targets' logits, then their log-probabilities */
     Summed *summed; /* of each thread */
     Sum *units;     /* (units, tokens): added up in their order, whichever thread had them */
-    uint16_t *rounded; /* the tokens in bf16; NULL: logits are in fp32 */
+    Rounding rounding;
+    uint16_t *rounded;       /* the tokens, if in bf16 */
+    Activations activations; /* the same, if in 8 bits */
     float *rows;       /* (threads, columns) */
 } ScoreJob;
 
@@ -88,7 +93,6 @@ static void raise_floor(Summed *own, int64_t token) {
 
 /* Lists those of a panel's logits that may have the share, after they are in the sums. */
 static void list_greatest(Summed *own, int64_t token, const float *logits, int64_t row, int64_t count) {
-    if (count == 0 || level()->greatest(logits, count) < own->floor[token]) return;
     if (own->counts[token] + count > LISTED || own->floor[token] == -INFINITY) raise_floor(own, token);
     for (int64_t i = 0; i < count; i++)
         if (logits[i] >= own->floor[token] && own->counts[token] < LISTED)
@@ -100,7 +104,9 @@ static void sum_panel(const ScoreJob *job, Summed *own, int64_t panel) {
     const int64_t present = left < SCORED_ROWS ? left : SCORED_ROWS;
     const int64_t count = counted < 0 ? 0 : counted < present ? counted : present;
     const Output output = {own->logits - row, SCORED_ROWS, job->bias};
-    if (job->rounded != NULL)
+    if (job->rounding == TO_BYTES)
+        level()->affine_blocks(job->matrix, &job->activations, row / BLOCK, (row + present + BLOCK - 1) / BLOCK, &output);
+    else if (job->rounding == TO_BF16)
         level()->bf16_panels(job->matrix, job->rounded, job->tokens, row, row + present, own->panel, &output);
     else
         level()->panels(job->matrix, job->x, job->tokens, row, row + present, own->panel, &output);
@@ -108,8 +114,10 @@ static void sum_panel(const ScoreJob *job, Summed *own, int64_t panel) {
         const float *logits = own->logits + token * SCORED_ROWS;
         const int64_t target = job->targets[token] - row;
         if (target >= 0 && target < present) job->out[token] = logits[target];
-        level()->add_powers(logits, count, present, &own->most[token], own->sums + token * BLOCK);
-        if (job->rounded != NULL) list_greatest(own, token, logits, row, count);
+        const float floor = job->rounding == EXACT ? INFINITY : own->floor[token];
+        if (level()->add_powers(logits, count, present, floor, &own->most[token], own->sums + token * BLOCK) &&
+            job->rounding != EXACT)
+            list_greatest(own, token, logits, row, count);
     }
 }
 
@@ -173,7 +181,7 @@ static void finish_token(const ScoreJob *job, int64_t token, float *row) {
     const int64_t units = (panels_of(job->matrix) + UNIT - 1) / UNIT;
     Sum sum = {0, -INFINITY};
     for (int64_t unit = 0; unit < units; unit++) sum = add(sum, job->units[unit * job->tokens + token]);
-    if (job->rounded != NULL) {
+    if (job->rounding != EXACT) {
         const double rounded = job->out[token]; /* is not finite if its fp32 is not */
         sum.total += correction(job, token, sum, row);
         job->out[token] = exact_logit(job, token, job->targets[token], row) + 0 * rounded;
@@ -188,10 +196,31 @@ static void finish_share(void *argument, int thread, int threads) {
         finish_token(job, token, job->rows + thread * job->matrix->columns);
 }
 
-/* Whether a head's logits may be rounded, and can be. */
-static int is_rounded(const Matrix *matrix, int arithmetic) {
+/* Tiles multiply bf16 faster than vectors do bytes. Without VNNI, which is where even three terms are faster than fp32 for
+ * a tile of tokens, fp32 is as fast as bytes. */
+static Rounding rounding_of(const Matrix *matrix, int arithmetic) {
     const int narrow = matrix->kind == BFLOAT16 || (matrix->kind == CODED && matrix->rest_bytes == RECORD);
-    return arithmetic != FP32_PRODUCTS && level()->bf16_panels != NULL && (matrix->kind == AFFINE || narrow);
+    if (arithmetic == FP32_PRODUCTS) return EXACT;
+    if (matrix->kind == AFFINE && level()->few >= TILE && level()->digits_from == 0) return TO_BYTES;
+    return level()->bf16_panels != NULL && (matrix->kind == AFFINE || narrow) ? TO_BF16 : EXACT;
+}
+
+/* Bytes of the tokens as they are multiplied. */
+static int64_t rounded_bytes(const Matrix *matrix, int64_t tokens, Rounding rounding) {
+    if (rounding == TO_BYTES) return activations_bytes(tokens, matrix->columns, 1);
+    if (rounding == EXACT) return 0;
+    return round_up(tokens, BF16_TOKENS) * round_up(matrix->columns, SEGMENT) * (int64_t)sizeof(uint16_t);
+}
+
+static void round_tokens(ScoreJob *job, uint8_t *memory, int64_t bytes) {
+    const int64_t columns = job->matrix->columns;
+    if (job->rounding == TO_BYTES) job->activations = activations_in(memory, job->tokens, columns, 1);
+    if (job->rounding == TO_BF16) job->rounded = memset(memory, 0, (size_t)bytes);
+    for (int64_t token = 0; token < job->tokens; token++) {
+        const float *x = job->x + token * columns;
+        if (job->rounding == TO_BYTES) quantize_token(&job->activations, x, token);
+        if (job->rounding == TO_BF16) level()->round_token(x, columns, token, job->rounded);
+    }
 }
 
 int gptcli_linear_scores(const Matrix *matrix, const float *x, int64_t tokens, const float *bias,
@@ -212,19 +241,14 @@ int gptcli_linear_scores(const Matrix *matrix, const float *x, int64_t tokens, c
         pool_lock();
         const int64_t summed = gptcli_threads() * (int64_t)sizeof(Summed);
         const int64_t rows = round_up(gptcli_threads() * columns * (int64_t)sizeof(float), CACHE_LINE);
-        const int rounds = is_rounded(matrix, arithmetic);
-        const int64_t rounded = rounds ? round_up(job.tokens, BF16_TOKENS) * round_up(columns, SEGMENT) : 0;
-        uint8_t *memory = pool_workspace(summed + rows + unit_bytes + rounded * (int64_t)sizeof(uint16_t));
+        job.rounding = rounding_of(matrix, arithmetic);
+        const int64_t rounded = rounded_bytes(matrix, job.tokens, job.rounding);
+        uint8_t *memory = pool_workspace(summed + rows + unit_bytes + rounded);
         if (memory != NULL) {
             job.summed = (Summed *)memory;
             job.rows = (float *)(memory + summed);
             job.units = (Sum *)(memory + summed + rows);
-            if (rounds) {
-                job.rounded = (uint16_t *)(memory + summed + rows + unit_bytes);
-                memset(job.rounded, 0, (size_t)rounded * sizeof(uint16_t));
-                for (int64_t token = 0; token < job.tokens; token++)
-                    level()->round_token(job.x + token * columns, columns, token, job.rounded);
-            }
+            round_tokens(&job, memory + summed + rows + unit_bytes, rounded);
             for (int i = 0; i < gptcli_threads(); i++) /* of those that may never arrive */
                 memset(job.summed[i].counts, 0, sizeof job.summed[i].counts);
             pool_deal(units, 1, 1);

@@ -126,23 +126,20 @@ INLINE void bf16_square(const uint16_t *x, int64_t next, const uint16_t *panel, 
                         int64_t token, int64_t count, int first, const Output *output, Multiply multiply) {
     static float zeros[PANEL_ROWS];
     const Square nothing = {zeros, 0}, out = {output->out + token * output->stride + row, output->stride};
+    const int64_t rows = end - row < PANEL_ROWS ? end - row : PANEL_ROWS;
     Square before = out;
     if (first) before = output->bias != NULL ? (Square){(float *)output->bias + row, 0} : nothing;
-    if (row + PANEL_ROWS <= end && count >= BF16_TOKENS) {
+    if (rows == PANEL_ROWS && count >= BF16_TOKENS) {
         multiply(x, next, panel, steps, count, before, out);
         return;
     }
-    float edge[BF16_TOKENS * PANEL_ROWS]; /* a whole square, of which only the existing numbers are copied */
-    multiply(x, next, panel, steps, count, nothing, (Square){edge, PANEL_ROWS});
+    /* A whole square, of which only the existing numbers are copied: a token's sums have the same order in any number. */
+    float edge[BF16_TOKENS * PANEL_ROWS] = {0};
     for (int64_t t = 0; t < count; t++)
-        for (int64_t i = 0; i < end - row; i++)
-            out.first[t * out.stride + i] = before.first[t * before.stride + i] + edge[t * PANEL_ROWS + i];
-}
-
-/* Part `i` of `n` of some bytes, into the L2 cache. */
-INLINE void fetch_part(const void *from, int64_t bytes, int64_t i, int64_t n) {
-    for (int64_t at = bytes * i / n; at < bytes * (i + 1) / n; at += CACHE_LINE)
-        _mm_prefetch((const char *)from + at, _MM_HINT_T1);
+        memcpy(edge + t * PANEL_ROWS, before.first + t * before.stride, (size_t)rows * sizeof(float));
+    multiply(x, next, panel, steps, count, (Square){edge, PANEL_ROWS}, (Square){edge, PANEL_ROWS});
+    for (int64_t t = 0; t < count; t++)
+        memcpy(out.first + t * out.stride, edge + t * PANEL_ROWS, (size_t)rows * sizeof(float));
 }
 
 /* Part `i` of `n` of what the panel that begins at a row is filled from. A few lines at a time, while the one before is

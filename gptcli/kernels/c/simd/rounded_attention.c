@@ -95,21 +95,20 @@ void rounded_span(const float *keys, const float *values, int64_t present, int64
 INLINE void scores_of_rows(const int32_t *queries, const float *query_scales, const int32_t *keys, const float *scales,
                            int64_t depth, float *scores) {
     for (int64_t position = 0; position < SPAN; position += 2 * LANES) {
-        __m512i sums[ROWS][2];
-        UNROLL for (int r = 0; r < ROWS; r++) sums[r][0] = sums[r][1] = _mm512_setzero_si512();
+        ints sums[ROWS][2] = {{{0}}}; /* __m512i would be moved from register to register */
         const int32_t *from = keys + position;
         for (int64_t pair = 0; pair < depth / 2; pair++, from += SPAN) {
             const __m512i low = _mm512_loadu_si512(from), high = _mm512_loadu_si512(from + LANES);
             UNROLL for (int r = 0; r < ROWS; r++) {
                 const __m512i query = _mm512_set1_epi32(queries[r * (depth / 2) + pair]);
-                sums[r][0] = _mm512_dpwssd_epi32(sums[r][0], query, low);
-                sums[r][1] = _mm512_dpwssd_epi32(sums[r][1], query, high);
+                sums[r][0] = (ints)_mm512_dpwssd_epi32((__m512i)sums[r][0], query, low);
+                sums[r][1] = (ints)_mm512_dpwssd_epi32((__m512i)sums[r][1], query, high);
             }
         }
         UNROLL for (int r = 0; r < ROWS; r++)
             UNROLL for (int v = 0; v < 2; v++)
                 store(scores + r * SPAN + position + v * LANES,
-                      float_of_ints((ints)sums[r][v]) * (load(scales + position + v * LANES) * query_scales[r]));
+                      float_of_ints(sums[r][v]) * (load(scales + position + v * LANES) * query_scales[r]));
     }
 }
 
@@ -135,11 +134,11 @@ INLINE void add_values(const int32_t *weights, const int32_t *values, int64_t de
 
 /* Rounds a row's weights over a span to bf16, and adds those to the total: what they multiply must add up to one. */
 INLINE void round_weights(const floats *values, floats *total, int32_t *weights) {
+    const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
     UNROLL for (int v = 0; v < SPAN_VECTORS; v += 2) {
         const __m512i both = rounded_pair(values[v], values[v + 1]);
         _mm512_storeu_si512(weights + v * LANES / 2, both);
-        *total += (floats)_mm512_slli_epi32(both, 16);
-        *total += (floats)_mm512_and_si512(both, _mm512_set1_epi32(-65536));
+        *total = (floats)_mm512_dpbf16_ps((__m512)*total, (__m512bh)both, ones);
     }
 }
 
@@ -160,16 +159,19 @@ void rounded_attend(const Passage *passage, int64_t kv_head, int64_t begin, int6
             query_scales[row] = round_vector(query_of_row(passage, kv_head, begin, row), passage->scale, head_dim,
                                              depth, (int16_t *)(queries + row * depth / 2));
     }
+    const int64_t span_bytes = (SPAN * depth + SPAN) * (int64_t)sizeof(float);
     for (int64_t from = first_span(passage, begin); from < passage->first + end; from += SPAN) {
         const float *span = spans + from / SPAN * 2 * SPAN * depth;
         const int32_t *keys = (const int32_t *)span;
+        const int whole = from + SPAN <= passage->first + begin + 1 && first_seen(passage, end - 1) <= from;
         const float *scales = span + depth / 2 * SPAN;
         for (int64_t row = 0; row < rows; row += ROWS) {
+            fetch_part(span + 2 * SPAN * depth, span_bytes, row / ROWS, padded / ROWS); /* of the next one */
             scores_of_rows(queries + row * depth / 2, query_scales + row, keys, scales, depth, scores);
             for (int64_t r = 0; r < ROWS && row + r < rows; r++) {
-                int64_t first, last;
+                int64_t first = 0, last = SPAN;
                 floats values[SPAN_VECTORS], total = load(totals + (row + r) * LANES);
-                seen_in_span(passage, begin + (row + r) / group, from, &first, &last);
+                if (!whole) seen_in_span(passage, begin + (row + r) / group, from, &first, &last);
                 add_distances_of_row(passage, kv_head, row + r, from, scores + r * SPAN);
                 weights_over_span(passage, scores + r * SPAN, first, last, greatest_scores + row + r, &total,
                                   out + (row + r) * depth, depth, values);

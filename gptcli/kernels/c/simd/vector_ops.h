@@ -108,10 +108,18 @@ static void exponentials(const float *x, int64_t size, float *out) {
     for (int64_t i = 0; i < size; i += LANES) store_some(out, i, size, exponential(load_some(x, i, size)));
 }
 
-/* See Level. Sums stay far below infinity when `most` is a little behind, so it is rarely changed. */
-static void add_powers(const float *logits, int64_t count, int64_t present, float *most, float *sums) {
+/* e^x of x up to 88; of x below -87, e^-87. */
+INLINE floats exponential_of_normal(floats x) {
+    x = greatest(x, splat(-87));
+    const ints n = nearest(x * 1.44269504f);
+    return exponential_of_rest(x, float_of_ints(n)) * (floats)((n + 127) << 23);
+}
+
+/* See Level. Sums stay far below infinity when `most` is a little behind, so it is rarely changed. Once there is one, they
+ * are at least 1. */
+static int add_powers(const float *logits, int64_t count, int64_t present, float floor, float *most, float *sums) {
     enum { VECTORS_OF_ROWS = SCORED_ROWS / LANES, VECTORS_OF_SUMS = BLOCK / LANES };
-    const float slack = 40;
+    const float slack = 40, bar = floor < *most + slack ? floor : *most + slack;
     floats values[VECTORS_OF_ROWS], poison = {0};
     ints above = {0};
     for (int v = 0; v < VECTORS_OF_ROWS; v++) {
@@ -124,23 +132,27 @@ static void add_powers(const float *logits, int64_t count, int64_t present, floa
         } else {
             poison += values[v] * 0;
         }
-        above |= values[v] > splat(*most + slack);
+        above |= values[v] >= splat(bar);
     }
-    if (largest(-above) > 0) {
+    const int listed = largest(-above) > 0;
+    if (listed) {
         floats greatest_values = values[0];
         for (int v = 1; v < VECTORS_OF_ROWS; v++) greatest_values = greatest(greatest_values, values[v]);
-        const float now = greatest_lane(greatest_values), shrink = expf(*most - now);
-        for (int64_t i = 0; i < BLOCK; i++) sums[i] *= shrink;
-        *most = now;
+        const float now = greatest_lane(greatest_values);
+        if (now > *most + slack) {
+            const float shrink = expf(*most - now);
+            for (int64_t i = 0; i < BLOCK; i++) sums[i] *= shrink;
+            *most = now;
+        }
     }
     if (*most == -INFINITY) { /* nothing counts yet */
         store(sums, load(sums) + poison);
-        return;
+        return 0;
     }
-    for (int v = 0; v < VECTORS_OF_ROWS; v++) {
-        float *to = sums + v % VECTORS_OF_SUMS * LANES;
-        store(to, load(to) + exponential(values[v] - *most) + poison);
-    }
+    floats added[VECTORS_OF_SUMS] = {poison};
+    for (int v = 0; v < VECTORS_OF_ROWS; v++) added[v % VECTORS_OF_SUMS] += exponential_of_normal(values[v] - *most);
+    for (int v = 0; v < VECTORS_OF_SUMS; v++) store(sums + v * LANES, load(sums + v * LANES) + added[v]);
+    return listed;
 }
 
 static float greatest_of(const float *x, int64_t size) {

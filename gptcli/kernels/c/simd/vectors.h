@@ -43,6 +43,12 @@ INLINE floats greatest(floats a, floats b) { return choose(a > b, a, b); }
 
 INLINE void prefetch(const void *address, int64_t ahead) { __builtin_prefetch((const char *)address + ahead); }
 
+/* Part `i` of `n` of some bytes, into the L2 cache. */
+INLINE void fetch_part(const void *from, int64_t bytes, int64_t i, int64_t n) {
+    for (int64_t at = bytes * i / n; at < bytes * (i + 1) / n; at += CACHE_LINE)
+        __builtin_prefetch((const char *)from + at, 0, 2);
+}
+
 /* Transposes LANES vectors by interleaving their two halves log2(LANES) times. */
 INLINE void transpose(floats *vectors) {
     UNROLL for (int round = LANES; round > 1; round /= 2) {
