@@ -500,7 +500,7 @@ void recur_heads(const Op *op, const Frame *frame);
 
 /* INTERFACE is a checksum of the functions, structs and enums that Python knows; a test says what it must be. Python has
  * it, too, and refuses a library that was compiled from another header. */
-enum { INTERFACE = 0xcb175d56 };
+enum { INTERFACE = 0x87e0ffa6 };
 EXPORT int64_t gptcli_interface(void);
 
 /* Bytes of a struct: 0 Op, 1 Rotation, 2 Row, 3 Frame, 4 Draw, 5 Matrix, 6 Attention, 7 Passage. */
