@@ -23,7 +23,7 @@ Arithmetic = Literal["fp32", "bf16", "int8"]  # in the order of kernels.h's Arit
 CacheKind = Literal["fp32", "fp16", "int8"]  # in the order of kernels.h's CacheKind
 
 _VARIABLE = "GPTCLI_KERNELS"
-_INTERFACE = 0xCB175D56  # kernels.h's INTERFACE
+_INTERFACE = 0x87E0FFA6  # kernels.h's INTERFACE
 _NO_MEMORY, _NO_TOKEN = -1, -2  # of gptcli_draw
 ROUNDED_PRODUCTS = 3  # of kernels.h's Arithmetic
 ATTENTION_PRODUCTS: dict[Arithmetic, int] = {"fp32": 0, "bf16": ROUNDED_PRODUCTS, "int8": ROUNDED_PRODUCTS}  # by layer
@@ -142,7 +142,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "gptcli_matrix_data": (c_void_p, [c_void_p, POINTER(c_int64)]),
     "gptcli_matrix_restored": (c_void_p, [c_char_p, c_void_p]),
     "gptcli_matrix_row": (None, [c_void_p, c_int64, c_void_p]),
-    "gptcli_linear": (c_int, [c_void_p, c_void_p, c_int64, c_void_p, c_void_p]),
+    "gptcli_linear": (c_int, [c_void_p, c_void_p, c_int64, c_int, c_void_p, c_void_p]),
     "gptcli_run": (c_int64, [c_void_p, c_int64, POINTER(Frame), c_int64]),
     "gptcli_draw": (c_int64, [POINTER(Draw)]),
     "gptcli_all_finite": (c_int, [c_void_p, c_int64]),

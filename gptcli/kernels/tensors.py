@@ -98,17 +98,18 @@ class Library(Functions):
         self._c.gptcli_matrix_row(matrix.handle, row, out.data_ptr())
         return out
 
-    def linear(self, matrix: Matrix, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def linear(self, matrix: Matrix, x: Tensor, bias: Tensor | None = None, *, rounds: bool = False) -> Tensor:
         """x @ W.T + bias: (..., columns) to (..., rows).
 
         In int8, x is rounded to signed 8 bits with a scale per 32 columns, and products are exact. In bf16, the weights
-        and more than 16 tokens are rounded to that. All else multiplies and adds in fp32. Raises MemoryError.
+        and more than 16 tokens are rounded to that. All else multiplies and adds in fp32, but for up to 16 tokens and
+        packed weights, if it `rounds`, in 16 bits. Raises MemoryError.
         """
         x = contiguous(x)
         assert x.shape[-1] == matrix.columns and (bias is None or bias.shape == (matrix.rows,))
         out = torch.empty(*x.shape[:-1], matrix.rows)
         tokens = x.numel() // matrix.columns
-        if self._c.gptcli_linear(matrix.handle, x.data_ptr(), tokens, address(bias), out.data_ptr()) != 0:
+        if self._c.gptcli_linear(matrix.handle, x.data_ptr(), tokens, rounds, address(bias), out.data_ptr()) != 0:
             raise MemoryError
         return out
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from itertools import compress
+from itertools import compress, islice
 from typing import get_args
 
 import torch
@@ -365,12 +365,12 @@ class TorchEngine:
             logits = self._run_texts(texts)
         except OutOfMemory as error:
             return [error] * len(texts)
-        wanted = [text.wanted for text in texts]
+        rows = iter(logits.unbind())
         if self._all_finite(logits):
-            return [own.unbind() for own in torch.split(logits, wanted)]
+            return [list(islice(rows, text.wanted)) for text in texts]
         return [
             own.unbind() if self._all_finite(own) else NonFiniteLogits(text.cache.length, self.plan.dtype_name)
-            for own, text in zip(torch.split(logits, wanted), texts, strict=True)
+            for own, text in zip(torch.split(logits, [text.wanted for text in texts]), texts, strict=True)
         ]
 
     def _run_alone(self, text: Extension) -> Extended:

@@ -279,3 +279,9 @@ def test_without_kernels_everything_is_sampled_in_torch(tiny: LanguageModel) -> 
 def test_banned_tokens_are_not_drawn_however_hot(make: Make) -> None:
     config = SamplingConfig(**OFF | {"temperature": 1e300}, logit_bias=((2, -math.inf),), seed=1)
     assert set(drawn(make(config, 5, frozenset({0, 1})), torch.zeros(5), 200)) == {3, 4}
+
+
+def test_banned_tokens_keep_their_logits(make: Make) -> None:
+    logits = torch.zeros(5)
+    assert set(drawn(make(SamplingConfig(**OFF, seed=1), 5, frozenset({0, 1})), logits, 200)) == {2, 3, 4}
+    assert logits.equal(torch.zeros(5))

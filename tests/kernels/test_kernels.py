@@ -22,6 +22,7 @@ from gptcli.kernels.bindings import BF16_LEVELS, Arithmetic, Matrix
 from gptcli.kernels.tensors import Library
 from gptcli.quant.affine import pack_nibbles
 from tests.kernels.operations import Operations
+from tests.parity.test_families import relative_error
 
 ROWS = (1, 2, 15, 16, 17, 100, 577)
 TOKENS = (*range(1, 41), 130, 600)
@@ -74,12 +75,12 @@ def centred(rows: int, columns: int, bits: int, group: int = 32) -> Affine:
     return Affine(affine(rows, columns, bits, group).q, scales, scales * -(2 ** (bits - 1)), bits)
 
 
-def quantized(x: Tensor) -> Tensor:
-    """x as the affine kernels round it: to signed 8 bits, with a scale per 32 columns."""
+def quantized(x: Tensor, steps: int = 127) -> Tensor:
+    """x as the affine kernels round it: to signed 8 bits, or to other steps, with a scale per 32 columns."""
     segments = x.view(*x.shape[:-1], -1, 32)
     most = segments.abs().amax(-1, keepdim=True)
-    inverse = torch.where(most < 1e-30, 0, torch.tensor(127.0) / most)  # `127 / most` is 127 times a reciprocal
-    values: Tensor = (segments * inverse).round().double() * (most / 127).double()
+    inverse = torch.where(most < 1e-30, 0, torch.tensor(float(steps)) / most)  # `127 / most` is 127 times a reciprocal
+    values: Tensor = (segments * inverse).round().double() * (most / steps).double()
     return values.view(x.shape)
 
 
@@ -352,6 +353,33 @@ def test_products_in_bf16_do_not_depend_on_the_number_of_tokens(bf16_kernels: Li
 def test_a_few_tokens_are_multiplied_in_fp32(kernels: Library) -> None:
     weight, x = affine(100, 192, 4, 32), torch.randn(16, 192)
     assert_product(kernels.linear(weight.matrix(kernels, "bf16"), x), x, weight.expanded())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("make", [centred, affine, partial(affine, dtype=torch.float32)])
+def test_a_few_tokens_may_be_rounded_to_16_bits_and_to_bf16_or_12_bits_where_weights_have_4(
+    kernels: Library, make: Callable[..., Affine], bits: int
+) -> None:
+    weight, x, bias = make(100, 192, bits, 64), torch.randn(32, 192), torch.randn(100)
+    matrix = weight.matrix(kernels, "bf16")
+    for tokens in (*range(1, 17), *(24, 32)[: 2 * (kernels.level == "avx512_bf16")]):
+        some = x[:tokens]
+        rounded = kernels.linear(matrix, some, bias, rounds=True)
+        if kernels.level == "amx" and tokens >= 4 and bits == 4:
+            assert_product(rounded, some, weight.expanded(), bias, 3e-3)
+            continue
+        if kernels.level in BF16_LEVELS:
+            some = some.bfloat16() if kernels.level == "avx512_bf16" and bits == 4 else quantized(some, 127 << 8)
+        assert_product(rounded, some.double(), weight.expanded(), bias, 2e-6)
+
+
+@pytest.mark.parametrize("constants", ["nested_centred", "looked_up"])
+def test_rounded_activations_meet_weights_of_every_form(kernels: Library, constants: tensors.Constants) -> None:
+    matrix, x = in_fewer_bits(kernels, 100, 256, constants), torch.randn(16, 256)
+    x = x.bfloat16().float()  # which both of the above hold
+    for tokens in range(1, 17):
+        exact = kernels.linear(matrix, x[:tokens])
+        assert relative_error(kernels.linear(matrix, x[:tokens], rounds=True), exact) < 1e-4
 
 
 def in_fewer_bits(kernels: Library, rows: int, columns: int, constants: tensors.Constants) -> Matrix:

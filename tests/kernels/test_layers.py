@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,6 +24,7 @@ from gptcli.quant.gptq import gptq_weight
 from gptcli.runtime import device_plan as device
 from gptcli.runtime.bench import weight_bytes
 from gptcli.runtime.device_plan import plan_for
+from gptcli.runtime.engine import Extension
 from gptcli.runtime.torch_engine import TorchEngine
 from gptcli.settings import Dtype, Quantize, RuntimeConfig
 from tests.parity import test_families
@@ -43,9 +45,9 @@ def engine_of(path: Path, library: Library, packing: Packing = "keep", **how: An
     return test_families.engine_of(path, library=library, packing=packing, **how)
 
 
-def decoded(engine: TorchEngine) -> Tensor:
+def decoded(engine: TorchEngine, tokens: Sequence[int] = IDS) -> Tensor:
     cache = engine.new_cache()
-    return torch.stack([engine.decode(token, cache) for token in IDS])
+    return torch.stack([engine.decode(token, cache) for token in tokens])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -342,3 +344,24 @@ def test_a_plan_needs_the_memory_of_what_was_asked_for(
             packing(dtype, "auto", folder.weight_bytes // 2)
         with pytest.raises(OutOfMemory):
             packing(dtype, "none", halves - 1)
+
+
+@pytest.mark.parametrize("arithmetic", ["fp32", "bf16"])
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_tokens_of_several_texts_are_rounded_only_where_prompts_are(
+    family: str, arithmetic: Arithmetic, library: Library, tmp_path: Path
+) -> None:
+    path = write_reference(tmp_path / "dense", family, **FAMILIES.get(family, SIZES)).path
+    packed, meant = tmp_path / "packed", tmp_path / "meant"
+    repack(path, packed, meant, pack, **MLX)
+    engine = engine_of(packed, library, arithmetic=arithmetic)
+    alone, together = [[engine.new_cache() for _ in range(2)] for _ in range(2)]
+    drafted = engine.new_cache()
+    rounds = arithmetic == "bf16" and library.level in BF16_LEVELS
+    for token in IDS[:6]:
+        tokens = token, token + 1
+        exact = torch.stack([engine.decode(each, cache) for each, cache in zip(tokens, alone, strict=True)])
+        shared = engine.extend([Extension(cache, [each]) for each, cache in zip(tokens, together, strict=True)])
+        found = torch.stack([logits for [logits] in shared])
+        assert found.equal(exact) != rounds and relative_error(found, exact) < 5e-3
+    assert torch.stack(list(engine.step(IDS[:6], drafted))).equal(decoded(engine, IDS[:6]))

@@ -54,11 +54,14 @@ class NativeSampler:
         self._mask = ctypes.c_uint32 * mask_words(vocabulary)
         self._biases = (ctypes.c_float * len(biased))(*(bias for _, bias in config.logit_bias))
         self._vocabulary, self._begins = vocabulary, True
+        self._remembers = config.penalizes or config.bans  # what to do depends on the text
         self._draw = Draw(
             vocabulary=vocabulary,
             biased=ctypes.addressof(self._biased),
             biases=ctypes.addressof(self._biases),
             biased_count=len(biased),
+            banned=ctypes.addressof(self._banned),
+            banned_count=len(self._banned),
             greedy=config.greedy,
             top_k=min(config.top_k, vocabulary),
             top_p=config.top_p,
@@ -71,14 +74,15 @@ class NativeSampler:
 
     def sample(self, logits: HostLogits, history: Sequence[int], allowed: TokenMask | None = None) -> tuple[int, None]:
         """See `Sampler.sample`. Raises MemoryError, and ValueError for a mask of too few words."""
-        recent = _integers(self._config.recent(history) if self._config.penalizes else ())
-        banned = self._banned_after(history)
         mask = None if allowed is None else self._mask.from_buffer(allowed)
         self._draw.logits = logits.data_ptr()
         self._draw.allowed = None if mask is None else ctypes.addressof(mask)
-        self._draw.banned, self._draw.banned_count = ctypes.addressof(banned), len(banned)
-        self._draw.recent, self._draw.recent_count = ctypes.addressof(recent), len(recent)
-        self._draw.uniform = 0.0 if self._config.greedy else self._random.random()
+        if self._remembers:
+            recent = _integers(self._config.recent(history) if self._config.penalizes else ())
+            banned = self._banned_after(history)
+            self._draw.banned, self._draw.banned_count = ctypes.addressof(banned), len(banned)
+            self._draw.recent, self._draw.recent_count = ctypes.addressof(recent), len(recent)
+        self._draw.uniform = 0.0 if self._draw.greedy else self._random.random()
         token = self._library.draw(self._draw)
         if token is None:
             raise nothing_allowed()
@@ -89,8 +93,6 @@ class NativeSampler:
         self._begins = False
 
     def _banned_after(self, history: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
-        if not self._config.bans:
-            return self._banned
         now = within(self._vocabulary, banned_next(self._config, history, begins=self._begins))
         self._begins = False
         return _integers([*self._banned, *now]) if now else self._banned

@@ -93,7 +93,8 @@ class ContinuousBatch:
         drawing = [job for job in self._running if job.cache is not None and job.uncached == 1]
         left = STEP_TOKENS - len(drawing)
         for job in drawing:
-            ahead = job.completion.forced_next(min(left, job.engine.most_ahead(job.cache)))
+            most = min(left, job.engine.most_ahead(job.cache)) if job.completion.constraint is not None else 0
+            ahead = job.completion.forced_next(most)
             left -= len(ahead)
             parts[job] = Extension(job.cache, [job.completion.history[-1], *ahead], 1 + len(ahead))
         for job in self._running:

@@ -41,6 +41,22 @@ typedef struct {
 
 static int64_t tasks_of(const Attention *attention) { return attention->kv_heads * ranges_of(attention); }
 
+/* Fetches what a task reads, while the one before it is computed: texts are short, and not in the caches. */
+static void fetch_task(const Job *job, int64_t task, int64_t token) {
+    if (task >= job->tasks) return;
+    if (token + 1 < job->count && job->first_tasks[token + 1] <= task) token++;
+    const Attention *attention = &job->tokens[token];
+    const CacheKind kind = (CacheKind)attention->kind;
+    const int64_t own = task - job->first_tasks[token], ranges = ranges_of(attention), begin = own % ranges * RANGE;
+    const int64_t size = attention->head_dim * number_bytes(kind), count = smaller(RANGE, attention->length - begin);
+    const int64_t first = own / ranges * head_bytes(kind, attention->head_dim, attention->room) +
+                          (attention->start + begin) * size;
+    for (int64_t at = 0; at < count * size; at += CACHE_LINE) {
+        __builtin_prefetch(attention->keys + first + at);
+        __builtin_prefetch(attention->values + first + at);
+    }
+}
+
 /* Consecutive tasks of a thread read consecutive memory. */
 static void ranges_share(void *argument, int thread, int threads) {
     Job *job = argument;
@@ -50,6 +66,7 @@ static void ranges_share(void *argument, int thread, int threads) {
         while (token > 0 && job->first_tasks[token] > task) token--;
         while (token + 1 < job->count && job->first_tasks[token + 1] <= task) token++;
         const Attention *attention = &job->tokens[token];
+        fetch_task(job, end, token);
         int64_t own = task - job->first_tasks[token], ranges = ranges_of(attention);
         attend_range(attention, own / ranges, own % ranges, job->partials + job->offsets[token],
                      job->workspaces + thread * job->workspace);

@@ -44,7 +44,11 @@ enum {
     SEGMENT = 32,    /* columns whose quantized activations share a scale */
     SUPER_BLOCK = 256, /* columns that share the factors of nested constants */
     MOST_TERMS = 3,  /* of 8 bits, in which an activation is written */
-    DIGITS = 4,      /* the same in digits of 8, 4, 8 and 4 bits */
+    SHORT_TERMS = 2, /* the same, rounded to 16 bits */
+    DIGITS = 4,      /* MOST_TERMS in digits of 8, 4, 8 and 4 bits */
+    SHORT_DIGITS = 5, /* rounded to 12 bits, in digits of 8 and 4 bits */
+    IN_BF16 = 6,     /* rounded to bf16 */
+    MOST_PAIRED = 5,  /* bits of weights that meet these: so many fit into a table of 32 */
     TILE = 8,        /* tokens that are computed together */
     CACHE_LINE = 64, /* bytes */
     PANEL_FLOATS = 1 << 13, /* fp32 weights that stay in the L1 cache while many tokens are multiplied with them */
@@ -210,7 +214,10 @@ void chunk_release(struct Chunk *owner);
  * the greatest first, hold 24: no fewer than fp32, so products with them are those of fp32. They lie in tiles of `width`
  * tokens, where the tokens of a segment are side by side: values (tiles, segments, width, terms, SEGMENT), scales and
  * sums (tiles, segments, width), offsets (tiles, segments, width, terms, 2). DIGITS are the same 24 bits for tiles and
- * weights of 4 bits, without offsets: see simd/amx_dots.c. */
+ * weights of 4 bits, without offsets: see simd/amx_dots.c. IN_BF16 has no integers, but bf16, as simd/pair_dots.h takes it,
+ * and `sums` of these. */
+static inline int64_t value_bytes(int64_t terms) { return terms > DIGITS ? 2 : terms; } /* of a column */
+
 typedef struct Activations {
     int8_t *values;
     float *scales;
@@ -240,17 +247,19 @@ typedef struct Product {
     const float *bias; /* (rows) or NULL */
     float *out;
     int64_t stride; /* from a token's results to the next one's */
+    int rounds;     /* whether affine weights may take activations of fewer bits than fp32 has */
 } Product;
 
 /* One or more products on all threads, as if they were of one matrix. */
 int linear_products(const Product *products, int64_t count);
 
 /* The same for matrices whose rows follow each other: out (tokens, all rows), bias (all rows) or NULL. */
-int linear_joined(const Matrix *const *matrices, int64_t count, const float *x, int64_t tokens, const float *bias,
-                  float *out);
+int linear_joined(const Matrix *const *matrices, int64_t count, const float *x, int64_t tokens, int rounds,
+                  const float *bias, float *out);
 
 /* out (tokens, rows) = x (tokens, columns) @ W.T + bias, on all threads. bias: (rows) or NULL. */
-EXPORT int gptcli_linear(const Matrix *matrix, const float *x, int64_t tokens, const float *bias, float *out);
+EXPORT int gptcli_linear(const Matrix *matrix, const float *x, int64_t tokens, int rounds, const float *bias,
+                         float *out);
 
 /* ---- score.c ---- */
 
@@ -455,6 +464,11 @@ static inline int64_t text_of(const Frame *frame, int64_t token) {
     return text;
 }
 
+/* Whether a matrix may be multiplied with rounded tokens. Those of one text keep all bits, so that drafts change nothing. */
+static inline int may_round(const Matrix *matrix, const Frame *frame) {
+    return matrix->arithmetic != FP32_PRODUCTS && frame->texts > 1;
+}
+
 /* Whether a text is one of EXPAND's. */
 static inline int is_expanded(const Op *op, const Frame *frame, int64_t text) {
     return op->expands_from > 0 && frame->starts[text + 1] - frame->starts[text] >= op->expands_from;
@@ -486,7 +500,7 @@ void recur_heads(const Op *op, const Frame *frame);
 
 /* INTERFACE is a checksum of the functions, structs and enums that Python knows; a test says what it must be. Python has
  * it, too, and refuses a library that was compiled from another header. */
-enum { INTERFACE = 0xcb175d56 };
+enum { INTERFACE = 0x87e0ffa6 };
 EXPORT int64_t gptcli_interface(void);
 
 /* Bytes of a struct: 0 Op, 1 Rotation, 2 Row, 3 Frame, 4 Draw, 5 Matrix, 6 Attention, 7 Passage. */
@@ -500,7 +514,7 @@ EXPORT int64_t gptcli_run(const Op *ops, int64_t count, const Frame *frame, int6
 
 /* A token to be drawn: the settings of settings.py's SamplingConfig, whose filters are off where they say nothing. */
 typedef struct Draw {
-    const float *logits;
+    float *logits; /* unchanged after the draw */
     int64_t vocabulary;
     const uint32_t *allowed; /* a bit a token, lowest first, set if it may be drawn; NULL: all may */
     const int64_t *banned; /* tokens that must not be drawn */
@@ -541,6 +555,7 @@ typedef struct Recurrence {
 typedef struct Level {
     const char *name;
     int64_t few; /* tokens for which affine_blocks with three terms are faster than panels */
+    int64_t few_rounded; /* the same of activations that may be rounded */
     int64_t digits_from; /* tokens from which weights of 4 bits take DIGITS; 0: never */
     void (*quantize)(const float *x, int64_t segments, int64_t width, int64_t terms, int8_t *values, float *scales,
                      float *sums, int32_t *offsets);
@@ -592,6 +607,7 @@ typedef struct Level {
     void (*split_span)(const float *keys, const float *values, int64_t present, int64_t head_dim, float *to);
     int64_t split_queries; /* of a task of these, which share what is loaded of keys and values */
     int64_t split_depth;   /* the most numbers of a head that they multiply */
+    int has_pairs;         /* whether affine_blocks takes IN_BF16 */
 } Level;
 
 extern const Level portable_level;
@@ -609,6 +625,9 @@ void amx_affine_blocks(const Matrix *, const Activations *, int64_t begin, int64
 void amx_quantize(const float *x, int64_t segments, int64_t width, int64_t terms, int8_t *values, float *scales,
                   float *sums, int32_t *offsets);
 enum { AMX_FEWEST = 4 }; /* tokens that are worth tiles of integers; fewer wait for memory */
+void avx512_bf16_blocks(const Matrix *, const Activations *, int64_t begin, int64_t end, const Output *);
+void avx512_bf16_quantize(const float *x, int64_t segments, int64_t width, int64_t terms, int8_t *values, float *scales,
+                          float *sums, int32_t *offsets);
 void avx512_bf16_round(const float *x, int64_t columns, int64_t token, uint16_t *out);
 enum { AMX_QUERIES = 192, ROUNDED_QUERIES = 48 }; /* tiles wait for the third cache with fewer */
 void rounded_attend(const Passage *, int64_t kv_head, int64_t begin, int64_t end, const float *spans, float *workspace);

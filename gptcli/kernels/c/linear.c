@@ -19,21 +19,24 @@ enum {
 
 int64_t activations_bytes(int64_t tokens, int64_t columns, int64_t terms) {
     int64_t padded = round_up(tokens, smaller(tokens, TILE)), segments = columns / SEGMENT;
-    return padded * columns * terms + (2 + 2 * terms) * round_up(padded * segments * (int64_t)sizeof(float), CACHE_LINE);
+    int64_t bytes = round_up(padded * segments * (int64_t)sizeof(float), CACHE_LINE);
+    return padded * columns * value_bytes(terms) + (2 + 2 * terms) * bytes;
 }
 
 Activations activations_in(void *workspace, int64_t tokens, int64_t columns, int64_t terms) {
     int64_t width = smaller(tokens, TILE), padded = round_up(tokens, width), segments = columns / SEGMENT;
     int64_t bytes = round_up(padded * segments * (int64_t)sizeof(float), CACHE_LINE);
-    uint8_t *scales = (uint8_t *)workspace + padded * columns * terms, *sums = scales + bytes, *offsets = sums + bytes;
+    uint8_t *scales = (uint8_t *)workspace + padded * columns * value_bytes(terms);
+    uint8_t *sums = scales + bytes, *offsets = sums + bytes;
     return (Activations){workspace, (float *)scales, (float *)sums, (int32_t *)offsets, tokens, segments, width, terms};
 }
 
 void quantize_token(const Activations *to, const float *x, int64_t token) {
     int64_t segments = to->segments, width = to->width;
     int64_t index = token / width * segments * width + token % width;
-    level()->quantize(x, segments, width, to->terms, to->values + index * to->terms * SEGMENT, to->scales + index,
-                      to->sums + index, to->offsets + index * to->terms * 2);
+    int8_t *values = to->values + index * value_bytes(to->terms) * SEGMENT;
+    level()->quantize(x, segments, width, to->terms, values, to->scales + index, to->sums + index,
+                      to->offsets + index * to->terms * 2);
 }
 
 /* ---- products ---- */
@@ -67,7 +70,7 @@ typedef struct {
 
 static Way way_of(const Product *product) {
     const Matrix *matrix = product->matrix;
-    int64_t few = matrix->kind == AFFINE ? level()->few : MANY;
+    int64_t few = matrix->kind != AFFINE ? MANY : product->rounds ? level()->few_rounded : level()->few;
     if (product->tokens <= few || matrix->arithmetic == INT8_PRODUCTS) return matrix->kind == AFFINE ? DOTS : ROWS;
     return matrix->arithmetic == BF16_PRODUCTS && level()->bf16_panels != NULL ? BF16_PANELS : PANELS;
 }
@@ -75,8 +78,11 @@ static Way way_of(const Product *product) {
 static int64_t terms_of(const Product *product) {
     const Matrix *matrix = product->matrix;
     if (matrix->arithmetic == INT8_PRODUCTS) return 1;
-    int digits = matrix->bits == 4 && !is_looked_up(matrix->constants) && level()->digits_from > 0;
-    return digits && product->tokens >= level()->digits_from ? DIGITS : MOST_TERMS;
+    int digits = matrix->bits == 4 && !is_looked_up(matrix->constants) && level()->digits_from > 0 &&
+                 product->tokens >= level()->digits_from;
+    if (!product->rounds || level()->bf16_panels == NULL) return digits ? DIGITS : MOST_TERMS;
+    if (level()->has_pairs && matrix->bits <= MOST_PAIRED) return IN_BF16;
+    return digits ? SHORT_DIGITS : SHORT_TERMS;
 }
 
 /* Bytes of the tokens in the form that the product takes. */
@@ -285,8 +291,8 @@ int linear_products(const Product *products, int64_t count) {
     return status;
 }
 
-int linear_joined(const Matrix *const *matrices, int64_t count, const float *x, int64_t tokens, const float *bias,
-                  float *out) {
+int linear_joined(const Matrix *const *matrices, int64_t count, const float *x, int64_t tokens, int rounds,
+                  const float *bias, float *out) {
     int64_t stride = 0;
     int status = 0;
     for (int64_t i = 0; i < count; i++) stride += matrices[i]->rows;
@@ -300,6 +306,7 @@ int linear_joined(const Matrix *const *matrices, int64_t count, const float *x, 
                 .bias = bias != NULL ? bias + row : NULL,
                 .out = out + first * stride + row,
                 .stride = stride,
+                .rounds = rounds,
             };
             row += matrices[i]->rows;
             if (i % JOINED == JOINED - 1 || i == count - 1) status = linear_products(products, i % JOINED + 1);
@@ -308,6 +315,6 @@ int linear_joined(const Matrix *const *matrices, int64_t count, const float *x, 
     return status;
 }
 
-int gptcli_linear(const Matrix *matrix, const float *x, int64_t tokens, const float *bias, float *out) {
-    return linear_joined(&matrix, 1, x, tokens, bias, out);
+int gptcli_linear(const Matrix *matrix, const float *x, int64_t tokens, int rounds, const float *bias, float *out) {
+    return linear_joined(&matrix, 1, x, tokens, rounds, bias, out);
 }

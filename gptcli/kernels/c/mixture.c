@@ -107,7 +107,7 @@ int sort_choices(const Op *op, const Frame *frame) {
 }
 
 /* One product for each expert that was chosen; from: for each slot. Returns how many. */
-static int64_t products_of(const Op *op, int64_t slots, int32_t *from, Product *products) {
+static int64_t products_of(const Op *op, const Frame *frame, int64_t slots, int32_t *from, Product *products) {
     int64_t count = 0, last = -1;
     for (int64_t i = 0; i < slots; i++) from[op->choices[i].slot] = (int32_t)i;
     for (int64_t slot = 0; slot < slots; slot++) {
@@ -130,6 +130,7 @@ static int64_t products_of(const Op *op, int64_t slots, int32_t *from, Product *
             .bias = op->bias != NULL ? op->bias + expert * matrix->rows : NULL,
             .out = op->out + slot * matrix->rows,
             .stride = matrix->rows,
+            .rounds = may_round(matrix, frame),
         };
     }
     return count;
@@ -141,7 +142,7 @@ int multiply_experts(const Op *op, const Frame *frame) {
     Product *products = malloc((size_t)most * sizeof *products);
     int status = -1;
     if (from != NULL && products != NULL)
-        status = linear_products(products, products_of(op, slots, from, products));
+        status = linear_products(products, products_of(op, frame, slots, from, products));
     free(products);
     free(from);
     return status;

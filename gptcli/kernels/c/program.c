@@ -305,7 +305,8 @@ static int expand(const Op *op, const Frame *frame) {
 /* Logits, or scores, are computed for the wanted tokens only, whose rows are moved together. */
 static int linear(const Op *op, const Frame *frame) {
     const Matrix *matrix = op->matrices[0];
-    if (op->out != NULL) return linear_joined(op->matrices, op->rows, op->in, frame->tokens, op->bias, op->out);
+    if (op->out != NULL)
+        return linear_joined(op->matrices, op->rows, op->in, frame->tokens, may_round(matrix, frame), op->bias, op->out);
     int64_t columns = matrix->columns, first = frame->wanted_tokens[0];
     float *in = (float *)op->in + first * columns; /* a buffer of the program, which nothing reads afterwards */
     for (int64_t i = 1; i < frame->wanted; i++)
@@ -313,7 +314,8 @@ static int linear(const Op *op, const Frame *frame) {
     if (frame->targets != NULL)
         return gptcli_linear_scores(matrix, in, frame->wanted, op->bias, frame->targets, frame->scored,
                                     (int)op->arithmetic, frame->scores);
-    return gptcli_linear(matrix, in, frame->wanted, op->bias, frame->logits);
+    const int rounds = op->arithmetic != FP32_PRODUCTS && frame->texts > 1;
+    return gptcli_linear(matrix, in, frame->wanted, rounds, op->bias, frame->logits);
 }
 
 static void gate(const Op *op, const Frame *frame, int64_t begin, int64_t end) {

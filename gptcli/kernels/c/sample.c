@@ -9,6 +9,7 @@ enum {
     FIRST_CANDIDATES = 1024, /* as in generation/sampling/filters.py */
     PIECE = 1024,            /* logits whose exponentials are in memory at once */
     STRETCH = 128,           /* logits that are skipped if their greatest does not matter */
+    FEW_BANNED = 64,         /* tokens that are banned in place, not in a copy of the logits */
 };
 
 typedef struct Candidate {
@@ -220,13 +221,7 @@ static float *prepared(const Draw *draw) {
     return logits;
 }
 
-int64_t gptcli_draw(const Draw *draw) {
-    const float *logits = draw->logits;
-    float *changed = NULL;
-    if (draw->allowed != NULL || draw->banned_count + draw->biased_count + draw->recent_count > 0) {
-        logits = changed = prepared(draw);
-        if (logits == NULL) return -1;
-    }
+static int64_t drawn(const Draw *draw, const float *logits) {
     int64_t token;
     if (draw->greedy)
         token = greatest(logits, draw->vocabulary);
@@ -234,8 +229,24 @@ int64_t gptcli_draw(const Draw *draw) {
         token = draw_any(draw, logits);
     else
         token = draw_filtered(draw, logits);
-    if (token >= 0 && logits[token] == -INFINITY) token = -2;
-    free(changed);
+    return token >= 0 && logits[token] == -INFINITY ? -2 : token;
+}
+
+int64_t gptcli_draw(const Draw *draw) {
+    float *logits = draw->logits, kept[FEW_BANNED];
+    if (draw->allowed != NULL || draw->biased_count + draw->recent_count > 0 || draw->banned_count > FEW_BANNED) {
+        logits = prepared(draw);
+        if (logits == NULL) return -1;
+        int64_t token = drawn(draw, logits);
+        free(logits);
+        return token;
+    }
+    for (int64_t i = 0; i < draw->banned_count; i++) {
+        kept[i] = logits[draw->banned[i]];
+        logits[draw->banned[i]] = -INFINITY;
+    }
+    int64_t token = drawn(draw, logits);
+    for (int64_t i = draw->banned_count; i-- > 0;) logits[draw->banned[i]] = kept[i];
     return token;
 }
 

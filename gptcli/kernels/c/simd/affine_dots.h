@@ -62,6 +62,7 @@ INLINE void start_dots(const int32_t *offsets, const int begin, const int end, c
 /* The dot product of all terms. */
 INLINE floats joined_dots(Dots dots, int token, int vector, const int terms) {
     if (terms == 1) return float_of_ints(dots[0][token][vector]);
+    if (terms == SHORT_TERMS) return float_of_ints((dots[0][token][vector] << 8) + dots[1][token][vector]);
     const ints each[] = {dots[0][token][vector], dots[1][token][vector], dots[2][token][vector]};
     return joined_terms(each);
 }
@@ -167,6 +168,22 @@ INLINE void affine_split_block(const Matrix *matrix, const Activations *x, int64
     }
 }
 
+#if TILE_TOKENS >= 8
+/* As affine_block, for two terms. */
+INLINE void affine_short_block(const Matrix *matrix, const Activations *x, int64_t block, const Output *output,
+                               const int bits, const Constants constants) {
+    for (int64_t token = 0; token < x->tokens;) {
+        int64_t left = x->tokens - token, count = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        switch (count) {
+#define TILE_OF(count) case count: affine_tile(matrix, x, block, token, output, bits, constants, 2, 1, count); break;
+            TILE_OF(1) TILE_OF(2) TILE_OF(4) TILE_OF(8)
+#undef TILE_OF
+        }
+        token += count;
+    }
+}
+#endif
+
 #if PAIRED_TOKENS > 0
 enum { PAIRED_FROM = 24 }; /* tokens; with fewer, waiting for two streams of weights costs what it gains */
 
@@ -188,18 +205,17 @@ INLINE void affine_pair(const Matrix *matrix, const Activations *x, int64_t bloc
 INLINE void affine_range(const Matrix *matrix, const Activations *x, int64_t begin, int64_t end, const Output *output,
                          const int bits, const Constants constants) {
     int64_t block = begin;
-    if (x->terms > 1)
+    if (x->terms == MOST_TERMS)
         for (; block < end; block++) affine_split_block(matrix, x, block, output, bits, constants);
+#if TILE_TOKENS >= 8
+    if (x->terms == SHORT_TERMS)
+        for (; block < end; block++) affine_short_block(matrix, x, block, output, bits, constants);
+#endif
 #if PAIRED_TOKENS > 0
     if (x->tokens >= PAIRED_FROM)
         for (; block + 2 <= end; block += 2) affine_pair(matrix, x, block, output, bits, constants);
 #endif
     for (; block < end; block++) affine_block(matrix, x, block, output, bits, constants);
-}
-
-static void affine_blocks(const Matrix *matrix, const Activations *x, int64_t begin, int64_t end,
-                          const Output *output) {
-    BY_FORMAT(affine_range, matrix, x, begin, end, output);
 }
 
 #endif

@@ -7,7 +7,8 @@
  *
  * Weights of 4 bits leave room in their bytes: 16 times a weight fits, too. So DIGITS are two lines a token instead of
  * three. A line has the upper digits of 32 columns, in 8 bits, then the lower ones, in 4 bits from 0 to 15. The tile of
- * weights has them times 16, then as they are. A line's products are those of 12 bits of the activations.
+ * weights has them times 16, then as they are. A line's products are those of 12 bits of the activations, so SHORT_DIGITS
+ * are one line.
  */
 #include "../kernels.h"
 
@@ -33,7 +34,6 @@ enum {
     MULTIPLIED = 2, LATEST = 4,       /* units after which one that is unpacked is multiplied, and added */
     COLUMN_LINES = SEGMENT / 4,       /* of a segment's weights */
     LINES = TILE * MOST_TERMS,        /* of a unit's products, at most */
-    DIGIT_LINES = 2,                  /* of a token */
 };
 
 typedef uint8_t line_bytes __attribute__((vector_size(CACHE_LINE)));
@@ -52,7 +52,10 @@ typedef struct {
 } Unit;
 
 INLINE int parts_of(const Constants constants) { return constants == NESTED_CENTRED ? 2 : 1; }
-INLINE int lines_of(const int terms) { return terms == DIGITS ? DIGIT_LINES : terms; } /* of a token */
+INLINE int are_digits(const int terms) { return terms == DIGITS || terms == SHORT_DIGITS; }
+
+/* Of a token. */
+INLINE int lines_of(const int terms) { return are_digits(terms) ? (int)value_bytes(terms) / 2 : terms; }
 
 /* second: whether it is the second half of a segment. */
 INLINE void unpack(const Matrix *matrix, Cursor *at, int second, Unit *unit, const int terms, const int bits,
@@ -70,11 +73,11 @@ INLINE void unpack(const Matrix *matrix, Cursor *at, int second, Unit *unit, con
         words word = parts == 2 && second ? four_columns(matrix, at->lines, steps + step, bits, constants)
                                           : four_columns(matrix, at->lines, step, bits, constants);
         if (!has_biases(constants)) word = (words)((line_bytes)word - (uint8_t)zero_of(bits, constants));
-        if (terms == DIGITS) {
+        if (are_digits(terms)) {
             const words times_16 = word << 4 & 0xf0f0f0f0;
             memcpy(to, &times_16, sizeof times_16);
         }
-        memcpy(to + (terms == DIGITS ? steps * CACHE_LINE : 0), &word, sizeof word);
+        memcpy(to + (are_digits(terms) ? steps * CACHE_LINE : 0), &word, sizeof word);
     }
     if (parts == 1 || second) {
         UNROLL for (int line = 0; line < bits; line++) prefetch(at->lines + line * CACHE_LINE, AHEAD);
@@ -100,10 +103,20 @@ INLINE void unpack(const Matrix *matrix, Cursor *at, int second, Unit *unit, con
 INLINE void multiply(Unit *unit, const int8_t *values, const int width, const int terms, const Constants constants) {
     atomic_signal_fence(memory_order_seq_cst); /* compilers do not know that tiles are loaded from memory */
     _tile_loadd(2, unit->weights, CACHE_LINE);
-    MULTIPLY(3, 0, values, terms == DIGITS ? 2 * SEGMENT : SEGMENT, unit->products, constants);
+    MULTIPLY(3, 0, values, are_digits(terms) ? 2 * SEGMENT : SEGMENT, unit->products, constants);
     if (width * lines_of(terms) > (int)TILE_LINES) /* never of DIGITS */
         MULTIPLY(4, 1, values + TILE_LINES * SEGMENT, SEGMENT, unit->products + TILE_LINES * BLOCK, constants);
     atomic_signal_fence(memory_order_seq_cst);
+}
+
+/* The product of a token's lines; exact before the last addition. */
+INLINE floats joined_lines(const ints *each, const int terms) {
+    switch (terms) {
+    case DIGITS: return float_of_ints(each[0]) * 4096 + float_of_ints(each[1]);
+    case SHORT_DIGITS: return float_of_ints(each[0]);
+    case SHORT_TERMS: return float_of_ints((each[0] << 8) + each[1]);
+    default: return joined_terms(each);
+    }
 }
 
 /* Adds to the sums of `width` tokens what a unit adds. segment: the index of its first scale. */
@@ -113,9 +126,7 @@ INLINE void add_unit(floats *sums, const Unit *unit, const Activations *x, int64
     UNROLL for (int t = 0; t < width; t++, products += lines_of(terms) * BLOCK) {
         ints each[MOST_TERMS];
         UNROLL for (int i = 0; i < lines_of(terms); i++) memcpy(&each[i], products + i * BLOCK, sizeof(ints));
-        /* Both are exact before the last addition. */
-        floats joined = terms == DIGITS ? float_of_ints(each[0]) * 4096 + float_of_ints(each[1]) : joined_terms(each);
-        sums[t] += joined * (unit->scales * x->scales[segment + t]);
+        sums[t] += joined_lines(each, terms) * (unit->scales * x->scales[segment + t]);
         if (has_biases(constants)) sums[t] += unit->biases * x->sums[segment + t];
     }
 }
@@ -128,7 +139,8 @@ INLINE void multiply_block(const Matrix *matrix, const Activations *x, int64_t b
     const int parts = parts_of(constants);
     const int64_t all = x->segments * parts, first = tile * x->segments;
     const uint8_t *packed = matrix->packed + block * matrix->block_bytes;
-    const int8_t *values = x->values + first * terms * SEGMENT;
+    const int64_t bytes = value_bytes(terms) * SEGMENT; /* of a token's segment */
+    const int8_t *values = x->values + first * bytes;
     Cursor at = {packed, packed, 0, 0};
     Unit ring[RING];
     floats sums[TILE] = {{0}};
@@ -136,8 +148,8 @@ INLINE void multiply_block(const Matrix *matrix, const Activations *x, int64_t b
         const int64_t now = unit - MULTIPLIED, done = unit - LATEST;
         if (unit < all) unpack(matrix, &at, unit % 2, &ring[unit % RING], terms, bits, constants);
         if (now >= 0 && now < all)
-            multiply(&ring[now % RING], values + now / parts * width * terms * SEGMENT + now % parts * HALF_SEGMENT,
-                     width, terms, constants);
+            multiply(&ring[now % RING], values + now / parts * width * bytes + now % parts * HALF_SEGMENT, width, terms,
+                     constants);
         if (done >= 0) add_unit(sums, &ring[done % RING], x, first + done / parts * width, width, terms, constants);
     }
     const int64_t row = block * BLOCK;
@@ -149,10 +161,15 @@ INLINE void multiply_block(const Matrix *matrix, const Activations *x, int64_t b
 
 INLINE void multiply_tile(const Matrix *matrix, const Activations *x, int64_t block, int64_t tile, int64_t count,
                           const Output *output, const int width, const int bits, const Constants constants) {
-    if (bits == 4 && !is_looked_up(constants)) /* always DIGITS, see amx_affine_blocks */
+    const int of_digits = bits == 4 && !is_looked_up(constants); /* see terms_of in linear.c */
+    if (of_digits && x->terms == DIGITS)
         multiply_block(matrix, x, block, tile, count, output, width, DIGITS, bits, constants);
-    else
+    else if (of_digits)
+        multiply_block(matrix, x, block, tile, count, output, width, SHORT_DIGITS, bits, constants);
+    else if (x->terms == MOST_TERMS)
         multiply_block(matrix, x, block, tile, count, output, width, MOST_TERMS, bits, constants);
+    else
+        multiply_block(matrix, x, block, tile, count, output, width, SHORT_TERMS, bits, constants);
 }
 
 INLINE void multiply_range(const Matrix *matrix, const Activations *x, int64_t begin, int64_t end,
@@ -169,7 +186,7 @@ INLINE void multiply_range(const Matrix *matrix, const Activations *x, int64_t b
 }
 
 void amx_affine_blocks(const Matrix *matrix, const Activations *x, int64_t begin, int64_t end, const Output *output) {
-    if (x->terms < MOST_TERMS || x->tokens < AMX_FEWEST) {
+    if (x->terms == 1 || x->tokens < AMX_FEWEST) {
         avx512_level.affine_blocks(matrix, x, begin, end, output);
         return;
     }
@@ -178,7 +195,7 @@ void amx_affine_blocks(const Matrix *matrix, const Activations *x, int64_t begin
     const int64_t first = lines < TILE_LINES ? lines : TILE_LINES;
     tiles.lines[0] = tiles.lines[3] = (uint8_t)first;
     if (lines > first) tiles.lines[1] = tiles.lines[4] = (uint8_t)(lines - first);
-    if (x->terms != DIGITS) {
+    if (!are_digits((int)x->terms)) {
         tiles.lines[2] = (uint8_t)(COLUMN_LINES / parts);
         tiles.line_bytes[3] = tiles.line_bytes[4] = (uint16_t)(SEGMENT / parts);
     }
@@ -196,25 +213,35 @@ INLINE void store_digits(int8_t *line, ints numbers) {
     store_bytes(line + SEGMENT, numbers & 15);
 }
 
-/* See Level. DIGITS are made of three terms. */
+/* See Level. Digits are made of three terms. */
 void amx_quantize(const float *x, int64_t segments, int64_t width, int64_t terms, int8_t *values, float *scales,
                   float *sums, int32_t *offsets) {
-    if (terms != DIGITS) {
+    if (!are_digits((int)terms)) {
         avx512_level.quantize(x, segments, width, terms, values, scales, sums, offsets);
         return;
     }
     for (int64_t segment = 0; segment < segments; segment++) {
-        int8_t each[MOST_TERMS * SEGMENT], *to = values + segment * width * DIGITS * SEGMENT;
+        int8_t each[MOST_TERMS * SEGMENT], *to = values + segment * width * value_bytes(terms) * SEGMENT;
         int32_t unused[2 * MOST_TERMS];
         avx512_level.quantize(x + segment * SEGMENT, 1, 1, MOST_TERMS, each, scales + segment * width,
                               sums + segment * width, unused);
+        ints total = {0};
         for (int column = 0; column < SEGMENT; column += LANES) {
-            const ints value = (ints)((words)load_bytes(each + column) << 16) +
-                               (load_bytes(each + SEGMENT + column) * 256 + load_bytes(each + 2 * SEGMENT + column));
-            const ints lower = (ints)((words)value << 20) >> 20;
-            store_digits(to + column, (ints)((words)value - (words)lower) >> 12);
+            const words value = ((words)load_bytes(each + column) << 16) +
+                                (words)(load_bytes(each + SEGMENT + column) * 256 + load_bytes(each + 2 * SEGMENT + column));
+            if (terms == SHORT_DIGITS) {
+                const ints rounded = (ints)(value + 2048) >> 12;
+                store_digits(to + column, rounded);
+                total += rounded;
+                continue;
+            }
+            const ints lower = (ints)(value << 20) >> 20;
+            store_digits(to + column, (ints)(value - (words)lower) >> 12);
             store_digits(to + 2 * SEGMENT + column, lower);
         }
+        if (terms == DIGITS) continue;
+        scales[segment * width] *= 4096;
+        sums[segment * width] = scales[segment * width] * sum(float_of_ints(total));
     }
 }
 

@@ -17,6 +17,7 @@
 #include "vectors.h"
 
 #include "bf16.h"
+#include "pair_dots.h"
 
 enum { PAIR_TOKENS = 8 }; /* multiplied at once by vectors */
 
@@ -49,6 +50,21 @@ static void multiply_vectors(const uint16_t *x, int64_t next, const uint16_t *pa
 void avx512_bf16_panels(const Matrix *matrix, const uint16_t *x, int64_t tokens, int64_t begin, int64_t end,
                         float *panel, const Output *output) {
     bf16_panels(matrix, x, tokens, begin, end, (uint16_t *)panel, output, multiply_vectors);
+}
+
+void avx512_bf16_blocks(const Matrix *matrix, const Activations *x, int64_t begin, int64_t end, const Output *output) {
+    if (x->terms == IN_BF16)
+        BY_FORMAT(pairs_range, matrix, x, begin, end, output)
+    else
+        avx512_level.affine_blocks(matrix, x, begin, end, output);
+}
+
+void avx512_bf16_quantize(const float *x, int64_t segments, int64_t width, int64_t terms, int8_t *values, float *scales,
+                          float *sums, int32_t *offsets) {
+    if (terms == IN_BF16)
+        round_to_pairs(x, segments, width, values, sums);
+    else
+        avx512_level.quantize(x, segments, width, terms, values, scales, sums, offsets);
 }
 
 /* Tile registers: 0 to 3 sums (token tile, block of rows), 4 and 5 tokens, 6 and 7 weights. */

@@ -10,10 +10,14 @@ typedef int8_t octets __attribute__((vector_size(LANES)));
 INLINE int64_t lanes_left(int64_t index, int64_t size) { return size - index < LANES ? size - index : LANES; }
 
 INLINE void cache_halves(const float *x, int64_t size, uint8_t *out) {
-    for (int64_t i = 0; i < size; i += LANES) {
-        halves rounded = halves_of_floats(load_some(x, i, size));
-        memcpy(out + 2 * i, &rounded, 2 * (size_t)lanes_left(i, size));
+    int64_t i = 0;
+    for (; i + LANES <= size; i += LANES) {
+        halves rounded = halves_of_floats(load(x + i));
+        memcpy(out + 2 * i, &rounded, sizeof rounded);
     }
+    if (i == size) return;
+    halves rounded = halves_of_floats(load_some(x, i, size));
+    memcpy(out + 2 * i, &rounded, 2 * (size_t)(size - i));
 }
 
 /* Returns the scale. */

@@ -33,7 +33,12 @@
 #include "recurrence.h"
 #include "vector_ops.h"
 
+static void affine_blocks(const Matrix *matrix, const Activations *x, int64_t begin, int64_t end,
+                          const Output *output) {
+    BY_FORMAT(affine_range, matrix, x, begin, end, output);
+}
+
 #define LEVEL(name)                                                                                                   \
-    {name,     FEW,      0,        quantize,       encode,         dense_blocks, affine_blocks, panels,               \
+    {name,     FEW,      FEW,      0,        quantize,       encode,         dense_blocks, affine_blocks, panels,               \
      cache,    expand,   attend,   merge,          attend_passage, rms_norm,    layer_norm,                           \
-     rope,     activate, recur,        exponentials,  greatest_of,   add_powers, NULL, NULL, NULL, NULL, 0, 0}
+     rope,     activate, recur,        exponentials,  greatest_of,   add_powers, NULL, NULL, NULL, NULL, 0, 0, 0}

@@ -1,4 +1,4 @@
-/* Writes activations as integers, in one term of 8 bits or in three. */
+/* Writes activations as integers, in one to three terms of 8 bits. */
 #ifndef GPTCLI_SIMD_QUANTIZE_H
 #define GPTCLI_SIMD_QUANTIZE_H
 
@@ -13,7 +13,7 @@ INLINE ints lowest_term(ints value) { return value << 24 >> 24; }
 /* One token: x (segments * SEGMENT). Consecutive segments of the outputs are `width` apart; see Activations. */
 INLINE void quantize_terms(const float *x, int64_t segments, int64_t width, int8_t *values, float *scales, float *sums,
                            int32_t *offsets, const int terms) {
-    const float steps = terms == 1 ? 127 : 127 << 16; /* that the greatest magnitude is away from zero */
+    const float steps = 127 << 8 * (terms - 1); /* that the greatest magnitude is away from zero */
     for (int64_t segment = 0; segment < segments; segment++, x += SEGMENT) {
         /* Magnitudes compare alike as integers, and a NaN is then the greatest, so it is not lost. */
         ints most = {0};
@@ -57,6 +57,10 @@ static void quantize(const float *x, int64_t segments, int64_t width, int64_t te
                      float *sums, int32_t *offsets) {
     if (terms == 1)
         quantize_terms(x, segments, width, values, scales, sums, offsets, 1);
+#if TILE_TOKENS >= 8
+    else if (terms == SHORT_TERMS)
+        quantize_terms(x, segments, width, values, scales, sums, offsets, SHORT_TERMS);
+#endif
     else
         quantize_terms(x, segments, width, values, scales, sums, offsets, MOST_TERMS);
 }
