@@ -67,11 +67,11 @@ static const Level *named(const char *name) {
         avx512_bf16_level.attend_split = rounded_attend;
         avx512_bf16_level.split_span = rounded_span;
         avx512_bf16_level.split_queries = ROUNDED_QUERIES;
+        avx512_bf16_level.split_depth = MOST_DEPTH;
         avx512_bf16_level.affine_blocks = avx512_bf16_blocks;
         avx512_bf16_level.quantize = avx512_bf16_quantize;
         avx512_bf16_level.few_rounded = BF16_TOKENS;
         avx512_bf16_level.has_pairs = 1;
-        avx512_bf16_level.split_depth = MOST_DEPTH;
         return &avx512_bf16_level;
     }
 #endif
