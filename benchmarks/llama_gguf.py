@@ -10,19 +10,11 @@ import torch
 from torch import Tensor
 
 _NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
+    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
-}
+}  # fmt: skip
 
 
 def write_gguf(file: Path, config: dict[str, Any], weights: dict[str, Tensor], *, tokenizer_of: Path) -> None:
@@ -47,9 +39,7 @@ def write_gguf(file: Path, config: dict[str, Any], weights: dict[str, Tensor], *
         if name.startswith("tokenizer.ggml."):
             writer.add_key_value(name, field.contents(), *field.types[:2])
     for name, weight in weights.items():
-        if (
-            ".q_proj" in name or ".k_proj" in name
-        ):  # llama.cpp's RoPE turns neighbouring channels, Hugging Face's halves
+        if ".q_proj" in name or ".k_proj" in name:  # llama.cpp's RoPE turns neighbouring channels, not halves
             halves = weight.view(heads if ".q_proj" in name else kv_heads, 2, -1, hidden)
             weight = halves.transpose(1, 2).reshape(weight.shape)
         if weight.dim() == 1:

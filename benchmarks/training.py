@@ -88,15 +88,9 @@ def theirs(work: Path, of: str, steps: int, batch: int) -> Clock:
             clock.end()
 
     arguments = TrainingArguments(
-        str(work / "theirs"),
-        per_device_train_batch_size=batch,
-        max_steps=steps,
-        logging_strategy="no",
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=True,
-    )
+        str(work / "theirs"), per_device_train_batch_size=batch, max_steps=steps, logging_strategy="no",
+        save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
+    )  # fmt: skip
     rows = [{"input_ids": block, "labels": block} for block in blocks]
     Trainer(model, arguments, train_dataset=rows, callbacks=[Timed()]).train()
     return clock

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from gptcli.cli.app import program
+from gptcli.cli.app import EXAMPLES, program
 from gptcli.cli.parsing.metavars import Group, value_name
 from gptcli.errors import ExitCode
 from gptcli.version import VERSION
@@ -73,6 +73,7 @@ def _page(name: str, command: Any, commands: dict[str, Any]) -> Iterator[str]:
     if name == "gptcli":
         summaries = ((f"{_bold(other)}(1)", _about(others[other])[0]) for other in others)
         yield f".SH COMMANDS\n{_entries(summaries)}"
+        yield ".SH EXAMPLES\n.nf\n" + "\n".join(map(_escaped, EXAMPLES)) + "\n.fi"
     elif subcommands := getattr(command, "commands", None):
         yield ".SH COMMANDS"
         for subcommand_name, subcommand in subcommands.items():

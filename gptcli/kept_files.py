@@ -21,6 +21,7 @@ from typing import Any, Self
 
 import platformdirs
 
+from gptcli.environment import switched_off
 from gptcli.errors import InputError
 from gptcli.files import identity, open_own, program_identity, replaced
 from gptcli.version import VERSION
@@ -31,6 +32,11 @@ _CHECKSUM, _SIZE = 32, 8  # bytes
 def prepared_directory() -> Path:
     """The directory of all that is kept for fast starts."""
     return platformdirs.user_cache_path("gptcli", appauthor=False) / "prepared"
+
+
+def keeps_nothing() -> bool:
+    """Whether the user has switched off all files for fast starts. Raises as `switched_off` does."""
+    return switched_off("GPTCLI_PREPARED")
 
 
 def hash_of(text: str) -> str:
@@ -54,7 +60,7 @@ class KeptFile:
     @classmethod
     def of(cls, model: Path, suffix: str, files: Iterable[Path], *versions: str) -> Self | None:
         """The file with a suffix; None if nothing is kept or one of the model's files is gone."""
-        if os.environ.get("GPTCLI_PREPARED") == "off":
+        if keeps_nothing():
             return None
         try:
             identities = {str(file): identity(file) for file in files}

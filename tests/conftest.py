@@ -21,22 +21,20 @@ from tests.tiny import make_model
 if TYPE_CHECKING:
     from gptcli.kernels.tensors import Library
 
-# As the program has it, which is too late here: torch's threads must not keep cores from what the tests start.
+# torch's idle threads must not keep cores from what tests start. The program sets this as well, but too late here.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.pop("PYTHONUNBUFFERED", None)  # hides what happens to output that is still in a buffer
-settings.register_profile("gptcli", deadline=None)  # how long an example takes is the machine's affair
+settings.register_profile("gptcli", deadline=None)  # an example may take as long as the machine needs
 settings.load_profile("gptcli")
 
 
 @pytest.fixture(autouse=True)
 def _a_home_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees the models, caches, settings or terminal of whoever runs it."""
+    """No test sees the models, caches, settings or terminal of the user."""
     (weights := tmp_path / "weights").mkdir()
     monkeypatch.setenv("GPTCLI_WEIGHTS", str(weights))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for kind in ("config", "data", "state", "cache"):
+        monkeypatch.setenv(f"XDG_{kind.upper()}_HOME", str(tmp_path / kind))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
     monkeypatch.setenv("GPTCLI_STORES", "off")
     caches = ("GPTCLI_PREPARED", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")

@@ -53,11 +53,8 @@ def environment(real_weights: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def printed(command: list[str], environment: dict[str, str], directory: Path) -> str:
     """What a command writes to stdout and stderr, without the line break at its end."""
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
-        cwd=directory, text=True,
-    )  # fmt: skip
-    return done.stdout.rstrip("\n")
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.run(command, **pipes, env=environment, cwd=directory, text=True).stdout.rstrip("\n")
 
 
 def computed(block: str) -> bool:
@@ -87,7 +84,7 @@ def text_and_numbers(output: str) -> tuple[str, list[float]]:
 
 @pytest.mark.real
 @pytest.mark.parametrize(("block", "level"), EXAMPLES)
-def test_an_example_prints_what_its_page_shows(
+def test_examples_print_what_their_page_shows(
     block: str, level: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
     assert block.startswith("$ ")
@@ -102,9 +99,7 @@ def test_an_example_prints_what_its_page_shows(
 
 @pytest.mark.real
 @pytest.mark.parametrize("name", PYTHON)
-def test_the_python_of_a_page_runs_and_prints_what_the_page_shows(
-    name: str, environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_python_of_a_page_prints_what_the_page_shows(name: str, environment: dict[str, str], tmp_path: Path) -> None:
     code = "".join(blocks(TEXTS[name], "python"))
     shown = "".join(re.findall(r"^```python\n.*?^```\n\n```text\n(.*?)^```$", TEXTS[name], re.DOTALL | re.MULTILINE))
     output = printed([sys.executable, "-W", "error", "-c", code], environment, tmp_path)
@@ -156,10 +151,8 @@ def test_the_number_of_model_types_is_the_same_everywhere() -> None:
 
 
 def test_the_python_names_in_the_documents_exist() -> None:
-    for name in re.findall(
-        r"gptcli\.([A-Za-z]\w*)", "".join("".join(blocks(TEXTS[page], "python")) for page in PYTHON)
-    ):
-        assert hasattr(gptcli, name), name
+    code = "".join("".join(blocks(TEXTS[page], "python")) for page in PYTHON)
+    assert [name for name in re.findall(r"gptcli\.([A-Za-z]\w*)", code) if not hasattr(gptcli, name)] == []
 
 
 def test_every_test_that_the_documents_name_is_there() -> None:
@@ -235,10 +228,6 @@ def test_a_decision_is_four_short_lines(page: str) -> None:
     for entry in entries:
         title, body = entry.split("\n", 1)
         lines = re.sub(r"\n  (?=\S)", " ", body.strip()).splitlines()  # a line may be wrapped
-        assert [line.split("** ")[0] for line in lines] == [
-            "- **Decision",
-            "- **Why",
-            "- **Rejected",
-            "- **Revisit when",
-        ], title
+        begin = [line.split("** ")[0] for line in lines]
+        assert begin == [f"- **{each}" for each in ("Decision", "Why", "Rejected", "Revisit when")], title
         assert max(len(line.split()) for line in lines) <= 60, title

@@ -18,12 +18,8 @@ def loaded_by(code: str, *modules: str) -> set[str]:
 
 
 def test_imports_keep_to_the_layers() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", "from importlinter.cli import lint_imports_command as main; main()", "--no-cache"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    code = "from importlinter.cli import lint_imports_command as main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -33,27 +29,21 @@ def test_importing_gptcli_imports_nothing_heavy() -> None:
 
 @pytest.mark.parametrize(
     "code",
-    [
-        "from gptcli.cli.app import program; program()",
-        "import gptcli.text.tokenizer",
-        "import gptcli.models.catalog",
-    ],
+    ["from gptcli.cli.app import program; program()", "import gptcli.text.tokenizer", "import gptcli.models.catalog"],
 )
 def test_what_needs_no_weights_leaves_torch_alone(code: str) -> None:
     assert loaded_by(code, *HEAVY) == set()
 
 
 def test_a_command_imports_no_other_command() -> None:
-    commands = [
-        f"gptcli.cli.commands.{name}"
-        for name in ("generate", "chat", "score", "tokenize", "bench", "train", "models", "cache")
-    ]
+    names = ("generate", "chat", "score", "tokenize", "bench", "train", "models", "cache")
+    commands = [f"gptcli.cli.commands.{name}" for name in names]
     code = "from gptcli.cli.app import run; run({!r})"
     for arguments in (["tokenize", "--help"], ["help", "tokenize"]):
         assert loaded_by(code.format(arguments), *commands) == {"gptcli.cli.commands.tokenize"}
 
 
-def test_a_text_without_tools_does_not_pay_for_how_calls_are_written() -> None:
+def test_without_tools_nothing_of_them_is_imported() -> None:
     calls = ("gptcli.tools.formats", "gptcli.tools.splitter", "gptcli.text.call_style")
     code = "import gptcli.cli.commands.chat, gptcli.cli.commands.generate, gptcli.generation.completion"
     assert loaded_by(code, *calls) == set()

@@ -12,12 +12,13 @@ from gptcli import Finished, LanguageModel, Request, TextDelta
 from gptcli.errors import ContextOverflow
 from gptcli.scheduler import Scheduler
 
+ENDLESS = Request([5], max_tokens=-1, overflow="shift", ignore_eos=True, temperature=0.0)
 REQUESTS = [Request([5, 6, n], max_tokens=4 + n, seed=n, ignore_eos=True, temperature=1.2) for n in range(20)]
 
 
 def ids_alone(lm: LanguageModel, request: Request) -> tuple[int, ...]:
     [(_, answer)] = lm.complete_many([request])
-    return answer.finished.ids  # type: ignore[union-attr]
+    return answer.finished.ids
 
 
 def test_threads_read_what_each_request_is_alone(tiny: LanguageModel) -> None:
@@ -34,10 +35,9 @@ def test_threads_read_what_each_request_is_alone(tiny: LanguageModel) -> None:
 
 
 @pytest.mark.parametrize("leave", ["close", "forget"])
-def test_a_request_whose_reader_leaves_frees_its_place(tiny: LanguageModel, leave: str) -> None:
-    endless = Request([5], max_tokens=-1, overflow="shift", ignore_eos=True, temperature=0.0)
+def test_a_reader_that_leaves_frees_its_place(tiny: LanguageModel, leave: str) -> None:
     with Scheduler(tiny, parallel=1) as scheduler:
-        stream = scheduler.submit(endless)
+        stream = scheduler.submit(ENDLESS)
         assert isinstance(next(stream), TextDelta)
         if leave == "close":
             stream.close()
@@ -48,9 +48,7 @@ def test_a_request_whose_reader_leaves_frees_its_place(tiny: LanguageModel, leav
         assert isinstance(end, Finished) and end.ids == ids_alone(tiny, REQUESTS[3])
 
 
-def test_a_request_that_cannot_run_is_refused_at_once_and_one_that_fails_raises_in_its_reader(
-    tiny: LanguageModel,
-) -> None:
+def test_a_request_is_refused_at_once_or_fails_in_its_reader(tiny: LanguageModel) -> None:
     with Scheduler(tiny) as scheduler:
         with pytest.raises(ContextOverflow):
             scheduler.submit(Request([5] * 300))
@@ -61,21 +59,19 @@ def test_a_request_that_cannot_run_is_refused_at_once_and_one_that_fails_raises_
 
 
 def test_closing_ends_what_runs_and_takes_nothing_more(tiny: LanguageModel) -> None:
-    endless = Request([5], max_tokens=-1, overflow="shift", ignore_eos=True)
     scheduler = Scheduler(tiny, parallel=2)
-    streams = [scheduler.submit(endless) for _ in range(4)]
+    streams = [scheduler.submit(ENDLESS) for _ in range(4)]
     next(streams[0])
     scheduler.close()
-    assert [list(stream)[-1].reason for stream in streams] == ["interrupt"] * 4  # type: ignore[union-attr]
+    assert [list(stream)[-1].reason for stream in streams] == ["interrupt"] * 4
     with pytest.raises(RuntimeError):
-        scheduler.submit(endless)
+        scheduler.submit(ENDLESS)
 
 
 def test_events_are_handed_over_until_the_text_is_cancelled(tiny: LanguageModel) -> None:
     events = SimpleQueue[Any]()
     with Scheduler(tiny) as scheduler:
-        endless = Request([5], max_tokens=-1, overflow="shift", ignore_eos=True, temperature=0.0)
-        cancel = scheduler.start(endless, events.put)
+        cancel = scheduler.start(ENDLESS, events.put)
         assert isinstance(events.get(), TextDelta)
         cancel()
         while not isinstance(event := events.get(), Finished):

@@ -110,3 +110,8 @@ def write_tokenizer(path: Path, template: str | None = TEMPLATE, adds_bos: bool 
     tokenizer.save(str(path / "tokenizer.json"))
     settings = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "chat_template": template}
     (path / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in settings.items() if v is not None}))
+
+
+def edit(path: Path, **fields: Any) -> None:
+    """Changes top-level fields of a JSON file; None stays null."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))

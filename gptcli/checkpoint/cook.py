@@ -42,7 +42,7 @@ def cook(recipe: Recipe, source: TensorSource) -> Tensor | PackedWeight:
         case Take(name):
             return source.weight(name)
         case Concat(operands, axis):
-            return _joined([cook(each, source) for each in operands], concat_rows, partial(torch.cat, dim=axis))
+            return concatenated([cook(each, source) for each in operands], axis)
         case Stack(operands):
             return _joined([cook(each, source) for each in operands], stack, torch.stack)
         case Transposed(operand):
@@ -140,6 +140,11 @@ def dense(value: Tensor | PackedWeight) -> Tensor:
 def fp32(value: Tensor | PackedWeight) -> Tensor:
     """A value as a tensor in fp32."""
     return dense(value).float()
+
+
+def concatenated(values: list[Tensor | PackedWeight], axis: int = 0) -> Tensor | PackedWeight:
+    """Values that follow each other along an axis, as one; packed if all are packed alike."""
+    return values[0] if len(values) == 1 else _joined(values, concat_rows, partial(torch.cat, dim=axis))
 
 
 def _joined(

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gptcli.checkpoint.cook import cook, dense, stored_apart
+from gptcli.checkpoint.cook import concatenated, cook, dense, stored_apart
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.formats import Ggml
 from gptcli.checkpoint.recipes import PlusOne, Recipe, sources
@@ -90,9 +90,8 @@ def load_decoder(
             wide = isinstance(whole, PlusOne) or _is_never_rounded(decoder, name)
             dtype = torch.float32 if wide else plan.dtype
             slot, zero = _Slot(decoder, name, dtype), share is not None and not share.adds(name)
-            parts = stored_apart(recipe, source) if slot.is_joined(plan) else ()
-            holder = _joined(slot, [_value(part, source, zero) for part in parts], plan) if len(parts) > 1 else None
-            slot.fill(_holder(slot, _value(recipe, source, zero), plan) if holder is None else holder)
+            parts = stored_apart(recipe, source) if slot.is_joined(plan) else (recipe,)
+            slot.fill(_holder(slot, [_value(part, source, zero) for part in parts], plan))
             on_progress(min(source.bytes_read, total), total)
         for name in folder.surplus_biases:
             if source.read(name).any():
@@ -175,8 +174,14 @@ def _value(recipe: Recipe, source: TensorSource, zero: bool) -> _Value:
     return _Value(torch.zeros_like(dense(content)) if zero else content, of_blocks)
 
 
-def _holder(slot: _Slot, value: _Value, plan: WeightPlan) -> nn.Parameter | nn.Module:
-    """A dense parameter with a value, or a module that multiplies with it in another form."""
+def _holder(slot: _Slot, values: list[_Value], plan: WeightPlan) -> nn.Parameter | nn.Module:
+    """A dense parameter with a value, or a module that multiplies with it in another form.
+
+    values: of one or more parts, whose rows follow each other.
+    """
+    if len(values) > 1 and (joined := _joined(slot, values, plan)) is not None:
+        return joined
+    value = _Value(concatenated([each.content for each in values]), any(each.of_blocks for each in values))
     content = value.content
     if (module := slot.multiplied_by) is not None:
         form = _form(slot, value, plan)

@@ -20,6 +20,8 @@ from gptcli.errors import ExitCode, GptcliError, UsageError
 from gptcli.runtime.ranks import ranks_here
 from gptcli.version import VERSION
 
+EXAMPLES = ("gptcli chat", 'gptcli generate "In a small town"')
+
 _COMMANDS = (*COMMANDS, "models")  # each is in a module of its name
 
 
@@ -29,6 +31,7 @@ def program(arguments: Sequence[str] = ()) -> typer.Typer:
         name="gptcli",
         cls=Group,
         help="Local text generation for a terminal, a pipe and a Python program.",
+        epilog="To begin: " + ", or ".join(EXAMPLES),
         invoke_without_command=True,
         callback=_gptcli,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -76,15 +79,15 @@ def _help(
 
 def run(arguments: Sequence[str]) -> int:
     """Runs the command line and returns its exit code. KeyboardInterrupt and BrokenPipeError pass through."""
-    if "_GPTCLI_COMPLETE" in os.environ:  # a shell asks for completions
-        from gptcli.cli.parsing.completion import complete
-
-        complete(lambda: program()(prog_name="gptcli"))
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
     try:
         try:
+            if "_GPTCLI_COMPLETE" in os.environ:  # a shell asks for completions
+                from gptcli.cli.parsing.completion import complete, words_before
+
+                complete(lambda: program(words_before())(prog_name="gptcli"))
             _program(arguments)
             code: int = ExitCode.OK
         except typer.Exit as exit:

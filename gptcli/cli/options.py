@@ -76,7 +76,9 @@ Offline = Annotated[bool, _model_option("Never fetch the default model.", "--off
 class RuntimeOptions:
     """Where and how a model runs."""
 
-    device: Annotated[str, _model_option("auto, cpu, cuda or cuda:N.")] = "auto"
+    device: Annotated[
+        str, _model_option("auto, cpu, cuda or cuda:N.", autocompletion=lambda: ["auto", "cpu", "cuda"])
+    ] = "auto"
     dtype: Annotated[Dtype, _model_option("Least precision computed in; auto: the checkpoint's.")] = "auto"
     quantize: Annotated[Quantize, _model_option("Precision the weights are kept in; auto: as stored.")] = "auto"
     kv: Annotated[Kv, _model_option("How keys and values are kept; auto: fp16, or fp32 with --dtype fp32.")] = "auto"

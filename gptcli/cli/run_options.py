@@ -135,7 +135,8 @@ class RunOptions:
             self.note("this continued the question; --chat asks it")
         if finished.reason == "length":
             cut = finished.usage.completion_tokens == max_tokens
-            self.note(f"cut at {max_tokens} tokens; -n sets how many" if cut else "cut: the context is full")
+            many = "1 token" if max_tokens == 1 else f"{max_tokens} tokens"
+            self.note(f"cut at {many}; -n sets how many" if cut else "cut: the context is full")
 
     def switches(self, template: ChatTemplate) -> Switches:
         """The template's switches and tools. Raises UsageError for an option's switch that the template lacks."""

@@ -23,6 +23,7 @@ Arithmetic = Literal["fp32", "bf16", "int8"]  # in the order of kernels.h's Arit
 CacheKind = Literal["fp32", "fp16", "int8"]  # in the order of kernels.h's CacheKind
 
 _VARIABLE = "GPTCLI_KERNELS"
+_INTERFACE = 0xCB175D56  # kernels.h's INTERFACE
 _NO_MEMORY, _NO_TOKEN = -1, -2  # of gptcli_draw
 ROUNDED_PRODUCTS = 3  # of kernels.h's Arithmetic
 ATTENTION_PRODUCTS: dict[Arithmetic, int] = {"fp32": 0, "bf16": ROUNDED_PRODUCTS, "int8": ROUNDED_PRODUCTS}  # by layer
@@ -125,6 +126,7 @@ _MATRIX = len(_STRUCTURES)  # its number for kernels.h's Matrix, which Python do
 
 # The result and the arguments of each function, as kernels.h declares them.
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
+    "gptcli_interface": (c_int64, []),
     "gptcli_record_bytes": (c_int64, [c_int]),
     "gptcli_has_level": (c_int, [c_char_p]),
     "gptcli_set_level": (c_int, [c_char_p]),
@@ -172,7 +174,9 @@ class Functions:
             for name, (result, arguments) in _SIGNATURES.items():
                 function = getattr(self._c, name)
                 function.restype, function.argtypes = result, arguments
-            alike = [self._c.gptcli_record_bytes(i) for i in range(len(_STRUCTURES))] == list(map(sizeof, _STRUCTURES))
+            alike = self._c.gptcli_interface() == _INTERFACE and [
+                self._c.gptcli_record_bytes(i) for i in range(len(_STRUCTURES))
+            ] == list(map(sizeof, _STRUCTURES))
         except AttributeError:
             alike = False
         if not alike:

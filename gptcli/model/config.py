@@ -214,6 +214,11 @@ class LatentAttentionConfig:
         return self.latent_dim * (self.plain_dim + self.value_dim) / saved if saved > 0 else math.inf
 
     @property
+    def is_expanded_in_kernels(self) -> bool:
+        """Whether the kernels expand keys and values for prompts: not if values are wider than keys."""
+        return self.value_dim <= self.head_dim and self.expands_from < math.inf
+
+    @property
     def kv_heads(self) -> int:
         """One key for all heads."""
         return 1

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gptcli.errors import UnsupportedArchitecture
 from gptcli.model.altup import AltUp, Laurel, Streams
 from gptcli.model.attention import Attention
 from gptcli.model.cache import KVCache
@@ -50,12 +51,12 @@ class Block(nn.Module):
         after = config.residual in ("post", "sandwich", "after")
         mixes, mlp = bool(config.attention or config.state), config.mlp is not None
         self.attention_norm = Norm(norm, hidden_size) if before and mixes else nn.Identity()
-        self.attention = _layer(config.attention, hidden_size)
-        self.state = _layer(config.state, hidden_size)
+        self.attention = _layer("attention", config, hidden_size)
+        self.state = _layer("state", config, hidden_size)
         self.post_attention_norm = Norm(norm, hidden_size) if after and mixes else nn.Identity()
         own_norm = config.residual == "shared" or isinstance(config.mlp, DenseAndMoeConfig)
         self.mlp_norm = Norm(norm, hidden_size) if before and mlp and not own_norm else nn.Identity()
-        self.mlp = _layer(config.mlp, hidden_size)
+        self.mlp = _layer("mlp", config, hidden_size)
         self.post_mlp_norm = Norm(norm, hidden_size) if after and mlp else nn.Identity()
         inputs, altup = decoder.layer_inputs, decoder.altup
         self.layer_input = None if inputs is None else LayerInput(inputs, hidden_size, norm)
@@ -117,10 +118,14 @@ _LAYERS: dict[type, Callable[[Any, int], nn.Module]] = {
 }
 
 
-def _layer(config: object, hidden_size: int) -> nn.Module | None:
-    if config is None:
+def _layer(name: str, config: BlockConfig, hidden_size: int) -> nn.Module | None:
+    """The layer that a block's field asks for; None if it asks for none. Raises UnsupportedArchitecture."""
+    if (wanted := getattr(config, name)) is None:
         return None
-    return next(layer for kind, layer in _LAYERS.items() if isinstance(config, kind))(config, hidden_size)
+    for kind, layer in _LAYERS.items():
+        if isinstance(wanted, kind):
+            return layer(wanted, hidden_size)
+    raise UnsupportedArchitecture(f"no layer for {name} = {type(wanted).__name__}")
 
 
 class Decoder(nn.Module):

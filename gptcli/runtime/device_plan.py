@@ -10,6 +10,7 @@ import torch
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import Packing, WeightPlan
+from gptcli.checkpoint.recipes import sources
 from gptcli.cuda.graph import Record, cuda_graph
 from gptcli.cuda.int4 import Tinygemm
 from gptcli.errors import NoSuchDevice, OutOfMemory
@@ -17,7 +18,7 @@ from gptcli.kernels.bindings import BF16_LEVELS, Arithmetic, CacheKind
 from gptcli.kernels.tensors import Library
 from gptcli.kernels.tensors import library as kernels
 from gptcli.model.cache import KVCache
-from gptcli.model.config import MoeConfig
+from gptcli.model.config import LatentAttentionConfig, MoeConfig
 from gptcli.runtime.ranks import Ranks
 from gptcli.runtime.resource_limits import cpu_limit, free_memory
 from gptcli.settings import RuntimeConfig
@@ -73,7 +74,7 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig, ranks: Ranks | None = 
     as_stored = library is not None and runtime.quantize != "none"
     if runtime.dtype != "auto":
         dtype = torch.float32 if half else _DTYPES[runtime.dtype]
-    elif device.type == "cpu" and _bytes_in_fp32(folder, runtime, as_stored) < free * 0.8:
+    elif device.type == "cpu" and _bytes_in_fp32(folder, runtime, library) < free * 0.8:
         dtype = torch.float32
     else:
         dtype, library, as_stored = _stored_dtype(folder), None, False
@@ -84,10 +85,10 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig, ranks: Ranks | None = 
     packing: Packing
     match runtime.quantize:
         case "none":
-            packing, needed = "dense", dense_bytes
+            packing, needed = "dense", dense_bytes + _latent_bytes(folder, library, itemsize)
         case "int8" | "int4":
             packing = runtime.quantize
-            needed = _bytes_in_fp32(folder, runtime, as_stored)
+            needed = _bytes_in_fp32(folder, runtime, library)
         case "auto":
             kept_bytes = _bytes_for_kernels(folder, runtime) if as_stored and not half else folder.kept_bytes(itemsize)
             # Most experts of a mixture are idle; expanding them wastes memory.
@@ -95,6 +96,7 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig, ranks: Ranks | None = 
             expand = kept_bytes == dense_bytes or (dense_bytes < free / 4 and not mixture)
             packing = "expand" if expand else "keep"
             needed = dense_bytes if expand and not as_stored else kept_bytes
+            needed += _latent_bytes(folder, library, itemsize if half else None)
     if needed > free:
         raise OutOfMemory(
             f"the model needs {needed / 1e9:.1f} GB on {device} ({needed} bytes), "
@@ -116,18 +118,36 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig, ranks: Ranks | None = 
     return DevicePlan(weights, library, runtime.cache_kind, rounding, record)
 
 
-def _bytes_in_fp32(folder: ModelFolder, runtime: RuntimeConfig, as_stored: bool) -> int:
+def _bytes_in_fp32(folder: ModelFolder, runtime: RuntimeConfig, library: Library | None) -> int:
     """Bytes of the weights in memory where activations are fp32."""
-    match runtime.quantize:
-        case "none":
-            return folder.parameter_count * 4
-        case "int8" | "int4":
-            return int(folder.parameter_count * _PACKED_BYTES[runtime.quantize])
-    return _bytes_for_kernels(folder, runtime) if as_stored else folder.kept_bytes(4)
+    if runtime.quantize == "auto":
+        kept = folder.kept_bytes(4) if library is None else _bytes_for_kernels(folder, runtime)
+        return kept + _latent_bytes(folder, library, None)
+    each = _PACKED_BYTES.get(runtime.quantize, 4)
+    return int(folder.parameter_count * each) + _latent_bytes(folder, library, each)
 
 
 def _bytes_for_kernels(folder: ModelFolder, runtime: RuntimeConfig) -> int:
     return folder.bytes_for_kernels(_DTYPES["fp32" if _is_exact(runtime) else "fp16"].itemsize)
+
+
+def _latent_bytes(folder: ModelFolder, library: Library | None, counted: float | None) -> int:
+    """Bytes that latent attention takes in a program beyond those that are counted for its parameter.
+
+    The parameter is in fp32. Of it are made matrices of each head's keys, for prompts a second time, and of its values:
+    in 16 bits if it is stored so, else in fp32. counted: bytes a number; None: as many as are stored.
+    """
+    architecture, total = folder.architecture, 0.0
+    for index, block in enumerate(architecture.config.blocks if library is not None else ()):
+        if not isinstance(config := block.attention, LatentAttentionConfig):
+            continue
+        names = sources(architecture.parameters[f"blocks.{index}.attention.kv.weight"])
+        stored = [folder.tensors[tensor] for name in names for tensor in folder.weights[name].tensors]
+        keys, values = (config.heads * config.latent_dim * each for each in (config.plain_dim, config.value_dim))
+        known = sum(tensor.size for tensor in stored) if counted is None else counted * (keys + values)
+        element_bytes = 2 if all(tensor.dtype in ("BF16", "F16") for tensor in stored) else 4
+        total += 4 * (keys + values) - known + element_bytes * (keys * (1 + config.is_expanded_in_kernels) + values)
+    return int(total)
 
 
 def _is_exact(runtime: RuntimeConfig) -> bool:

@@ -52,7 +52,7 @@ class Talk:
     lost: Turns = ()
 
 
-class _Unlike(Script):
+class _NeverTheSame(Script):
     """A model that says something else every time."""
 
     def stream(self, *given: Any, **named: Any) -> Iterator[Any]:
@@ -95,7 +95,7 @@ class Report:
     def summary(self) -> str:
         """See `tests.kills.Report`."""
         return (
-            f"{self.under_way} in the midst of something, {self.torn} leaving a torn line: "
+            f"{self.under_way} during an action, {self.torn} leaving a torn line: "
             f"0 of {self.completed} completed turns lost"
         )
 
@@ -124,7 +124,7 @@ def spawn(name: str, dies_in_write: int | None, dice: random.Random) -> tuple[in
     sys.stdin, sys.stdout, sys.stderr = open(0, closefd=False), open(1, "w", closefd=False), open(2, "w", closefd=False)
     if dies_in_write is not None:
         die_in_write(state, dies_in_write, share)
-    follow(_Unlike(), setattr)
+    follow(_NeverTheSame(), setattr)
     sys.argv = ["gptcli", "chat", "--session", name]
     chat()
 

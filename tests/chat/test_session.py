@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,18 @@ GREEDY = ChatSettings(temperature=0.0, max_tokens=8)
 
 @pytest.fixture
 def prefilled(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of tokens in each prefill of the tiny model."""
+    """How many tokens each prefill of the tiny model runs."""
     return counted_prefills(tiny, monkeypatch)
 
 
+@pytest.fixture
+def session(tiny: LanguageModel) -> Session:
+    """A conversation with the tiny model, greedy and brief."""
+    return tiny.session(settings=GREEDY)
+
+
 def counted_prefills(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of tokens in each prefill of a model from now on."""
+    """How many tokens each prefill of a model runs from now on."""
     counts: list[int] = []
     prefill = lm.engine.prefill
 
@@ -59,24 +64,20 @@ def test_only_what_is_new_is_run_and_the_answer_is_the_same(tiny: LanguageModel,
 
     whole = tiny.template.render(session.messages[:-1], tiny.tokenizer)
     *_, fresh = tiny.generate(whole, temperature=0.0, max_tokens=8)
-    assert isinstance(fresh, Finished)
     assert fresh.ids == finished.ids
     assert prefilled[1] < prefilled[2] == len(whole)
 
 
-def test_a_reply_given_up_in_its_midst_takes_the_question_back(tiny: LanguageModel) -> None:
-    session = tiny.session(settings=GREEDY)
+def test_closing_a_reply_midway_takes_the_question_back(tiny: LanguageModel, session: Session) -> None:
     reply = session.send("In a small town")
     next(reply)
-    reply.close()  # type: ignore[attr-defined]
+    reply.close()
     assert session.messages == []
-    assert (
-        finish(session.send("In a small town")).ids == finish(tiny.session(settings=GREEDY).send("In a small town")).ids
-    )
+    fresh = tiny.session(settings=GREEDY)
+    assert finish(session.send("In a small town")).ids == finish(fresh.send("In a small town")).ids
 
 
-def test_an_interrupted_reply_is_kept_and_marked(tiny: LanguageModel) -> None:
-    session = tiny.session(settings=GREEDY)
+def test_an_interrupted_reply_is_kept_and_marked(session: Session) -> None:
     said: list[ReplyEvent] = []
     for event in session.send("In a small town", cancelled=lambda: bool(said)):
         said.append(event)
@@ -85,15 +86,14 @@ def test_an_interrupted_reply_is_kept_and_marked(tiny: LanguageModel) -> None:
     assert finish(session.send("Go on")).reason == "length"
 
 
-def test_an_error_takes_the_question_back(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = tiny.session(settings=GREEDY)
+def test_an_error_takes_the_question_back(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     finish(session.send("first"))
     with monkeypatch.context() as patch:
 
         def broken(*args: object, **kwargs: object) -> None:
             raise NonFiniteLogits(3, "fp32")
 
-        patch.setattr(tiny.engine, "prefill", broken)
+        patch.setattr(session.lm.engine, "prefill", broken)
         with pytest.raises(NonFiniteLogits):
             list(session.send("second"))
     assert texts(session)[0] == "first" and len(session.messages) == 2
@@ -101,8 +101,7 @@ def test_an_error_takes_the_question_back(tiny: LanguageModel, monkeypatch: pyte
     assert len(session.messages) == 4
 
 
-def test_undo_returns_the_question_and_runs_little_again(tiny: LanguageModel, prefilled: list[int]) -> None:
-    session = tiny.session(settings=GREEDY)
+def test_undo_returns_the_question_and_runs_little_again(session: Session, prefilled: list[int]) -> None:
     first = finish(session.send("In a small town there lived a clockmaker"))
     finish(session.send("second"))
     assert session.undo() == "second"
@@ -116,7 +115,7 @@ def test_undo_returns_the_question_and_runs_little_again(tiny: LanguageModel, pr
         session.undo()
 
 
-def test_retry_draws_with_the_next_seed_and_the_seeds_are_those_recorded(tiny: LanguageModel) -> None:
+def test_retry_draws_with_the_next_seed(tiny: LanguageModel) -> None:
     session = tiny.session(settings=ChatSettings(temperature=2.0, max_tokens=8, seed=5))
     first, again = finish(session.send("In a town")), finish(session.retry())
     assert (first.seed, again.seed) == (5, 6)
@@ -124,7 +123,7 @@ def test_retry_draws_with_the_next_seed_and_the_seeds_are_those_recorded(tiny: L
     assert texts(session)[0] == "In a town" and len(session.messages) == 2
 
 
-def test_a_seed_that_is_set_amid_a_conversation_is_that_of_the_next_reply(tiny: LanguageModel) -> None:
+def test_a_seed_set_midway_is_that_of_the_next_reply(tiny: LanguageModel) -> None:
     session = tiny.session(settings=ChatSettings(max_tokens=2, seed=5))
     finish(session.send("In a town"))
     for _ in range(2):
@@ -135,19 +134,17 @@ def test_a_seed_that_is_set_amid_a_conversation_is_that_of_the_next_reply(tiny: 
     assert [finish(each.retry()).seed for each in (session, again)] == [6, 6]
 
 
-def test_a_retry_that_brings_nothing_leaves_the_reply_before(tiny: LanguageModel) -> None:
-    session = tiny.session(settings=GREEDY)
+def test_a_retry_without_text_keeps_the_old_reply(session: Session) -> None:
     finish(session.send("In a town"))
     before = session.messages
     finish(session.retry("Or in a village", cancelled=lambda: True))
     assert session.messages == before
 
 
-def test_a_question_that_was_taken_back_is_the_one_asked_again(tiny: LanguageModel) -> None:
-    session = tiny.session(settings=GREEDY)
+def test_retry_asks_a_question_that_was_taken_back(session: Session) -> None:
     finish(session.send("In a town"))
-    finish(session.send("and then", cancelled=lambda: True))
-    assert session.unanswered == "and then"
+    assert finish(session.send("and then", cancelled=lambda: True)).reason == "interrupt"
+    assert texts(session)[::2] == ["In a town"] and session.unanswered == "and then"
     finish(session.retry())
     assert session.unanswered is None
     assert texts(session)[::2] == ["In a town", "and then"]
@@ -157,22 +154,20 @@ def test_a_question_that_was_taken_back_is_the_one_asked_again(tiny: LanguageMod
 
 
 @pytest.mark.parametrize("text", [None, "Or in a village"])
-def test_the_turn_before_outlives_a_process_that_dies_while_asking_again(text: str | None, tiny: LanguageModel) -> None:
-    session = tiny.session(settings=GREEDY)
+def test_a_process_that_dies_during_a_retry_keeps_the_old_turn(text: str | None, session: Session) -> None:
     finish(session.send("In a town"))
     before, events = session.messages, len(session.events)
     finish(session.retry(text))
-    for died_at in (events, events + 1):
-        again = Session.restored(tiny, session.events[:died_at])
+    for kept in (events, events + 1):
+        again = Session.restored(session.lm, session.events[:kept])
         assert again.messages == before
     assert again.unanswered == again.fork().unanswered == (text or "In a town")
-    assert Session.restored(tiny, again.events).unanswered == again.unanswered
+    assert Session.restored(session.lm, again.events).unanswered == again.unanswered
     finish(again.retry())
     assert again.messages == session.messages
 
 
-def test_a_reply_that_is_still_being_read_must_end_before_the_next(tiny: LanguageModel) -> None:
-    session = tiny.session(settings=GREEDY)
+def test_nothing_begins_before_a_reply_has_ended(session: Session) -> None:
     reply = session.send("In a town")
     next(reply)
     for change in (lambda: next(session.send("and then")), session.retry, session.undo):
@@ -182,14 +177,13 @@ def test_a_reply_that_is_still_being_read_must_end_before_the_next(tiny: Languag
     assert texts(session)[0] == "In a town" and len(session.messages) == 2
 
 
-def test_what_no_encoding_has_cannot_be_said(tiny: LanguageModel) -> None:
-    session = tiny.session(settings=GREEDY)
+def test_lone_surrogates_are_refused(session: Session) -> None:
     with pytest.raises(UsageError, match="lone surrogates"):
         next(session.send("a\ud800"))
     assert session.messages == []
 
 
-def test_a_fork_goes_its_own_way_and_shares_the_cache(tiny: LanguageModel, prefilled: list[int]) -> None:
+def test_a_fork_is_independent_and_shares_the_cache(tiny: LanguageModel, prefilled: list[int]) -> None:
     session = tiny.session("Be brief.", GREEDY)
     finish(session.send("In a small town there lived a clockmaker"))
     fork = session.fork()
@@ -200,7 +194,7 @@ def test_a_fork_goes_its_own_way_and_shares_the_cache(tiny: LanguageModel, prefi
     assert fork.settings == GREEDY
 
 
-def test_the_oldest_turns_are_dropped_with_notice_and_the_system_message_stays(tiny: LanguageModel) -> None:
+def test_the_oldest_turns_are_dropped_with_notice(tiny: LanguageModel) -> None:
     session = tiny.session("Be very brief.", GREEDY)
     dropped = 0
     for turn in range(12):
@@ -215,8 +209,7 @@ def test_the_oldest_turns_are_dropped_with_notice_and_the_system_message_stays(t
     assert len(session.messages) == 25  # only the model forgets
 
 
-def test_turns_taken_back_show_again_what_was_dropped_for_them(tiny: LanguageModel) -> None:
-    session = tiny.session(settings=GREEDY)
+def test_undo_restores_the_turns_dropped_for_a_question(session: Session) -> None:
     finish(session.send("one"))
     finish(session.send("two"))
     before = session.prompt()
@@ -227,8 +220,7 @@ def test_turns_taken_back_show_again_what_was_dropped_for_them(tiny: LanguageMod
     assert session.prompt() == before
 
 
-def test_a_question_too_long_for_any_context_is_an_error_and_the_session_lives_on(tiny: LanguageModel) -> None:
-    session = tiny.session(settings=GREEDY)
+def test_a_question_that_never_fits_is_an_error_and_the_session_goes_on(session: Session) -> None:
     finish(session.send("short"))
     with pytest.raises(ContextOverflow, match="does not fit"):
         list(session.send("long " * 300))
@@ -236,7 +228,7 @@ def test_a_question_too_long_for_any_context_is_an_error_and_the_session_lives_o
     finish(session.send("short again"))
 
 
-def test_the_strict_are_told_when_the_context_is_full(tiny: LanguageModel) -> None:
+def test_a_full_context_can_be_an_error_or_the_end_of_a_reply(tiny: LanguageModel) -> None:
     session = tiny.session(settings=ChatSettings(temperature=0.0, overflow="error", ignore_eos=True))
     with pytest.raises(ContextOverflow, match="full"):
         list(session.send("In a small town"))
@@ -281,7 +273,7 @@ def test_a_session_can_be_replayed_from_its_record(tiny: LanguageModel) -> None:
         ({"type": "message", "role": "user", "content": "\ud800"}, "lone surrogates"),
     ],
 )
-def test_events_that_are_none_are_refused(event: dict[str, Any], complaint: str, tiny: LanguageModel) -> None:
+def test_malformed_events_are_refused(event: dict[str, Any], complaint: str, tiny: LanguageModel) -> None:
     with pytest.raises(InputError, match=f"event 1.*{complaint}"):
         Session.restored(tiny, [event])
 
@@ -299,9 +291,7 @@ def test_thinking_is_a_setting_where_the_template_knows_it(tiny: LanguageModel) 
         tiny.session(settings=ChatSettings(reasoning_effort="low"))
 
 
-def test_a_session_that_shares_a_cache_runs_only_what_is_its_own(
-    tiny: LanguageModel, prefilled: list[int], tmp_path: Path
-) -> None:
+def test_a_shared_cache_saves_what_is_common(tiny: LanguageModel, prefilled: list[int], tmp_path: Path) -> None:
     session = tiny.session("You are a clockmaker who lives in a small town.", GREEDY)
     finish(session.send("first"))
     other = Session.restored(tiny, session.events)
@@ -319,7 +309,7 @@ def test_a_session_that_shares_a_cache_runs_only_what_is_its_own(
     assert finish(another.retry()).ids == before
 
 
-def test_overrides_are_for_this_session_object_and_end_where_a_setting_is_changed(tiny: LanguageModel) -> None:
+def test_an_override_is_not_stored_and_ends_when_its_setting_changes(tiny: LanguageModel) -> None:
     session = tiny.session(settings=ChatSettings(temperature=0.2))
     session.override({"temperature": 0.5}, {"temperature": 0.9, "top_k": 7})
     assert (session.settings.temperature, session.settings.top_k) == (0.5, 7)
@@ -331,7 +321,7 @@ def test_overrides_are_for_this_session_object_and_end_where_a_setting_is_change
     assert (other.settings.temperature, other.settings.top_k) == (0.5, 3)
 
 
-def test_a_borrowed_model_is_not_the_next_conversations(tiny: LanguageModel) -> None:
+def test_the_next_conversation_does_not_keep_a_borrowed_model(tiny: LanguageModel) -> None:
     session = tiny.session(settings=ChatSettings(max_tokens=1))
     session.borrows_model = True
     list(session.send("hello"))
@@ -342,9 +332,7 @@ def test_a_borrowed_model_is_not_the_next_conversations(tiny: LanguageModel) -> 
 
 
 @pytest.mark.real
-def test_the_tenth_turn_runs_no_more_tokens_than_the_second(
-    real_weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_tenth_turn_runs_no_more_than_the_second(real_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = gptcli.load(real_weights / DEFAULT_MODEL)
     run = counted_prefills(lm, monkeypatch)
     session = lm.session("You are a helpful assistant.", ChatSettings(temperature=0.0, max_tokens=40))
@@ -352,17 +340,3 @@ def test_the_tenth_turn_runs_no_more_tokens_than_the_second(
         finish(session.send(f"Tell me something about {topic}, please."))
     assert len(session.prompt()) > 500
     assert len(run) == 10 and max(run[1:]) < 30
-
-
-def test_an_interrupt_before_any_text_takes_the_question_back(tiny: LanguageModel) -> None:
-    session = tiny.session(settings=GREEDY)
-    assert finish(session.send("In a small town", cancelled=lambda: True)).reason == "interrupt"
-    assert session.messages == []
-
-
-def test_the_events_of_a_session_survive_json(tiny: LanguageModel) -> None:
-    session = tiny.session("Be brief.", ChatSettings(seed=3, max_tokens=8, logit_bias=((5, -1.0),)))
-    finish(session.send("one"))
-    again = Session.restored(tiny, json.loads(json.dumps(session.events)))
-    assert (again.messages, again.settings) == (session.messages, session.settings)
-    assert finish(again.send("two")).ids == finish(session.send("two")).ids

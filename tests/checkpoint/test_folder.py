@@ -45,18 +45,14 @@ def test_a_tensor_that_shows_another_model_is_refused(tmp_path: Path, name: str)
     refuses(path, f"1 tensors that the architecture does not use: {name}")
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("v_head.summary.weight", "v_head.summary.bias"),
-        ("score.weight",),
-        ("model.layers.0.self_attn.k_scale", "model.layers.0.self_attn.v_scale"),
-        ("model.layers.0.self_attn.rotary_emb.cos_cached",),
-        ("model.layers.0.self_attn.q_proj.lora_A.weight",),
-        ("vision_tower.layers.0.weight", "visual.blocks.0.attn.qkv.weight"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("names", [
+    ("v_head.summary.weight", "v_head.summary.bias"),
+    ("score.weight",),
+    ("model.layers.0.self_attn.k_scale", "model.layers.0.self_attn.v_scale"),
+    ("model.layers.0.self_attn.rotary_emb.cos_cached",),
+    ("model.layers.0.self_attn.q_proj.lora_A.weight",),
+    ("vision_tower.layers.0.weight", "visual.blocks.0.attn.qkv.weight"),
+], ids=str)  # fmt: skip
 def test_tensors_that_nothing_uses_are_one_note(tiny_model: Path, tmp_path: Path, names: tuple[str, ...]) -> None:
     extra = {name: np.ones(3, np.float32) for name in names}
     lm = gptcli.load(make_model(tmp_path, weights=make_weights(CONFIG) | extra))
@@ -99,33 +95,25 @@ def test_a_head_beside_tied_embeddings_is_used(tiny_model: Path, tmp_path: Path)
     assert doubled.allclose(gptcli.load(tiny_model).logits([3, 4]) * 2, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "field",
-    [
-        {"bos_token_id": 1},
-        {"initializer_range": 0.02},
-        {"foo": None},
-        {"layer_types": ["full_attention"] * 2},
-        {"is_encoder_decoder": False, "use_mrope": False, "top_k": 50, "temperature": 1.0},
-        {"auto_map": {"AutoConfig": "configuration_llama.LlamaConfig", "AutoTokenizer": ["x.Y", None]}},
-        {"auto_map": {"AutoModelForCausalLM": "someone/else--modeling_llama_yarn.LlamaForCausalLM"}},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("field", [
+    {"bos_token_id": 1},
+    {"initializer_range": 0.02},
+    {"foo": None},
+    {"layer_types": ["full_attention"] * 2},
+    {"is_encoder_decoder": False, "use_mrope": False, "top_k": 50, "temperature": 1.0},
+    {"auto_map": {"AutoConfig": "configuration_llama.LlamaConfig", "AutoTokenizer": ["x.Y", None]}},
+    {"auto_map": {"AutoModelForCausalLM": "someone/else--modeling_llama_yarn.LlamaForCausalLM"}},
+], ids=str)  # fmt: skip
 def test_harmless_fields_are_accepted_without_a_word(tmp_path: Path, field: dict[str, Any]) -> None:
     assert gptcli.load(make_model(tmp_path, **field)).notes == []
 
 
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"some_new_thing": False}, ("some_new_thing",)),
-        ({"logit_scale": 2.0, "attn_logit_softcapping": 50.0}, ("attn_logit_softcapping", "logit_scale")),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0, "surprise": 1}}, ("rope_scaling.surprise",)),
-        ({"rope_scaling": {"factor": 8.0, "mrope_section": [1, 1, 2]}}, ("factor", "mrope_section")),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("fields", "named"), [
+    ({"some_new_thing": False}, ("some_new_thing",)),
+    ({"logit_scale": 2.0, "attn_logit_softcapping": 50.0}, ("attn_logit_softcapping", "logit_scale")),
+    ({"rope_scaling": {"type": "linear", "factor": 2.0, "surprise": 1}}, ("rope_scaling.surprise",)),
+    ({"rope_scaling": {"factor": 8.0, "mrope_section": [1, 1, 2]}}, ("factor", "mrope_section")),
+], ids=str)  # fmt: skip
 def test_a_field_that_the_reference_does_not_read_either_is_one_note(
     tmp_path: Path, fields: dict[str, Any], named: tuple[str, ...]
 ) -> None:
@@ -136,26 +124,23 @@ def test_a_field_that_the_reference_does_not_read_either_is_one_note(
     ]
 
 
-@pytest.mark.parametrize(
-    ("field", "complaint"),
-    [
-        ({"sliding_window": 8}, "sliding_window = 8"),
-        ({"is_causal": False}, "is_causal = False"),
-        ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types"),
-        ({"is_encoder_decoder": True}, "is_encoder_decoder"),
-        ({"text_config": {"hidden_size": 4}}, "text_config"),
-        ({"per_layer_config": {"0": {"hidden_act": "relu"}}}, "per_layer_config"),
-        ({"transformers_weights": "other.safetensors"}, "transformers_weights"),
-        ({"hidden_act": "xielu"}, "hidden_act 'xielu'"),
-        ({"rope_scaling": {"rope_type": "mrope", "mrope_section": [1, 1, 2]}}, "rope type 'mrope'"),
-        ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "the same in every layer"),
-        ({"auto_map": {"AutoModelForCausalLM": "modeling_quick.QuickForCausalLM"}}, "code of the model's own"),
-        ({"auto_map": {"AutoConfig": "someone/else--configuration_quick.QuickConfig"}}, "code of the model's own"),
-        ({"model_type": "rwkv"}, "`rwkv` models are not supported"),
-        ({"rope_interleaved": True}, "rope_interleaved"),
-        ({"quantization_config": {"quant_method": "hqq"}}, "quantization 'hqq'"),
-    ],
-)
+@pytest.mark.parametrize(("field", "complaint"), [
+    ({"sliding_window": 8}, "sliding_window = 8"),
+    ({"is_causal": False}, "is_causal = False"),
+    ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types"),
+    ({"is_encoder_decoder": True}, "is_encoder_decoder"),
+    ({"text_config": {"hidden_size": 4}}, "text_config"),
+    ({"per_layer_config": {"0": {"hidden_act": "relu"}}}, "per_layer_config"),
+    ({"transformers_weights": "other.safetensors"}, "transformers_weights"),
+    ({"hidden_act": "xielu"}, "hidden_act 'xielu'"),
+    ({"rope_scaling": {"rope_type": "mrope", "mrope_section": [1, 1, 2]}}, "rope type 'mrope'"),
+    ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "the same in every layer"),
+    ({"auto_map": {"AutoModelForCausalLM": "modeling_quick.QuickForCausalLM"}}, "code of the model's own"),
+    ({"auto_map": {"AutoConfig": "someone/else--configuration_quick.QuickConfig"}}, "code of the model's own"),
+    ({"model_type": "rwkv"}, "`rwkv` models are not supported"),
+    ({"rope_interleaved": True}, "rope_interleaved"),
+    ({"quantization_config": {"quant_method": "hqq"}}, "quantization 'hqq'"),
+])  # fmt: skip
 def test_a_field_that_may_change_the_numbers_is_refused_by_name(
     tmp_path: Path, field: dict[str, Any], complaint: str
 ) -> None:

@@ -20,8 +20,8 @@ from gptcli.checkpoint.generation_config import (
     sampling_defaults,
 )
 from gptcli.errors import BrokenCheckpoint
-from gptcli.generation.events import Finished
 from gptcli.settings import SAMPLING_FIELDS, RuntimeConfig
+from tests.generation.outcomes import completed
 from tests.tiny import make_model
 
 WHERE = "generation_config.json"
@@ -34,9 +34,7 @@ def noted(fields: dict[str, Any], context: int = 64) -> tuple[str, ...]:
 
 def drawn(path: Path, **sampling: Any) -> list[int]:
     lm: LanguageModel = load(str(path), device="cpu", dtype="fp32")
-    *_, finished = lm.generate(PROMPT, max_tokens=24, temperature=0.0, **sampling)
-    assert isinstance(finished, Finished)
-    return list(finished.ids)
+    return list(completed(lm.generate(PROMPT, max_tokens=24, temperature=0.0, **sampling))[1].ids)
 
 
 def test_every_field_of_transformers_is_done_noted_or_without_effect() -> None:
@@ -61,19 +59,15 @@ def test_a_length_of_the_whole_context_is_not_noted() -> None:
 FIRST = 150  # the tiny model's first token
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"suppress_tokens": [FIRST, 5, -1, 10**9]},
-        {"begin_suppress_tokens": [FIRST]},
-        {"bad_words_ids": [[FIRST], [2], [11, 12]]},
-        {"no_repeat_ngram_size": 1},
-        {"no_repeat_ngram_size": 2, "suppress_tokens": [FIRST], "bad_words_ids": [[10, 11]]},
-        {"repetition_penalty": 1.4, "no_repeat_ngram_size": 3},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("fields", [
+    {},
+    {"suppress_tokens": [FIRST, 5, -1, 10**9]},
+    {"begin_suppress_tokens": [FIRST]},
+    {"bad_words_ids": [[FIRST], [2], [11, 12]]},
+    {"no_repeat_ngram_size": 1},
+    {"no_repeat_ngram_size": 2, "suppress_tokens": [FIRST], "bad_words_ids": [[10, 11]]},
+    {"repetition_penalty": 1.4, "no_repeat_ngram_size": 3},
+], ids=str)  # fmt: skip
 @pytest.mark.parametrize("file", [WHERE, "config.json"])
 def test_a_model_says_what_transformers_makes_it_say(fields: dict[str, Any], file: str, tmp_path: Path) -> None:
     here = {"generation_config": fields | {"eos_token_id": 2}} if file == WHERE else fields
@@ -150,20 +144,17 @@ def test_a_top_p_of_nothing_leaves_the_likeliest() -> None:
     assert 0 < sampling_defaults({"top_p": 0.0})["top_p"] < 1e-6
 
 
-@pytest.mark.parametrize(
-    ("fields", "reason"),
-    [
-        ({"suppress_tokens": 5}, "suppress_tokens must be a list of token ids"),
-        ({"suppress_tokens": ["5"]}, "suppress_tokens must be a list of token ids"),
-        ({"begin_suppress_tokens": [True]}, "begin_suppress_tokens must be a list"),
-        ({"bad_words_ids": [5]}, "bad_words_ids must be a list of lists"),
-        ({"bad_words_ids": [[5.0]]}, "bad-words-ids: an id must be a whole number"),
-        ({"bad_words_ids": [[]]}, "at least one token"),
-        ({"bad_words_ids": [[-1]]}, "bad-words-ids: an id must be at least 0"),
-        ({"no_repeat_ngram_size": 2.5}, "no-repeat-ngram-size must be a whole number"),
-        ({"no_repeat_ngram_size": "2"}, "no_repeat_ngram_size must be a number"),
-    ],
-)
+@pytest.mark.parametrize(("fields", "reason"), [
+    ({"suppress_tokens": 5}, "suppress_tokens must be a list of token ids"),
+    ({"suppress_tokens": ["5"]}, "suppress_tokens must be a list of token ids"),
+    ({"begin_suppress_tokens": [True]}, "begin_suppress_tokens must be a list"),
+    ({"bad_words_ids": [5]}, "bad_words_ids must be a list of lists"),
+    ({"bad_words_ids": [[5.0]]}, "bad-words-ids: an id must be a whole number"),
+    ({"bad_words_ids": [[]]}, "at least one token"),
+    ({"bad_words_ids": [[-1]]}, "bad-words-ids: an id must be at least 0"),
+    ({"no_repeat_ngram_size": 2.5}, "no-repeat-ngram-size must be a whole number"),
+    ({"no_repeat_ngram_size": "2"}, "no_repeat_ngram_size must be a number"),
+])  # fmt: skip
 def test_what_cannot_be_meant_is_refused_by_name(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(BrokenCheckpoint, match=f"^generation_config.json: .*{reason}"):
         sampling_defaults(json.loads(json.dumps(fields)))

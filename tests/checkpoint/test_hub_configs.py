@@ -411,19 +411,16 @@ def test_what_the_reference_does_not_do_of_a_routers_scores_is_left_over() -> No
     assert architecture(CONFIGS["DeepSeek V2.5"] | {"norm_topk_prob": True}).left_over == ("norm_topk_prob",)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"num_key_value_heads": 2}, "num_key_value_heads = '2'"),
-        ({"scoring_func": "softmax"}, "scoring_func = 'softmax'"),
-        ({"topk_method": "greedy"}, "topk_method = 'greedy'"),
-        ({"moe_layer_freq": 2}, "moe_layer_freq = '2'"),
-        ({"head_dim": 128}, "head_dim = '128'"),
-        ({"n_group": 200}, "256 experts cannot be in 200 groups"),
-        ({"num_experts_per_tok": 200}, "num_experts_per_tok 200 of 128 experts"),
-        ({"q_lora_rank": "none"}, "q_lora_rank must be a whole number"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), [
+    ({"num_key_value_heads": 2}, "num_key_value_heads = '2'"),
+    ({"scoring_func": "softmax"}, "scoring_func = 'softmax'"),
+    ({"topk_method": "greedy"}, "topk_method = 'greedy'"),
+    ({"moe_layer_freq": 2}, "moe_layer_freq = '2'"),
+    ({"head_dim": 128}, "head_dim = '128'"),
+    ({"n_group": 200}, "256 experts cannot be in 200 groups"),
+    ({"num_experts_per_tok": 200}, "num_experts_per_tok 200 of 128 experts"),
+    ({"q_lora_rank": "none"}, "q_lora_rank must be a whole number"),
+])  # fmt: skip
 def test_another_mathematics_than_deepseeks_is_refused_by_name(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidModel, match=message):
         architecture(DEEPSEEK_V3 | change)

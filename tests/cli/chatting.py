@@ -18,13 +18,7 @@ class Chat(Terminal):
     """A conversation at a prompt."""
 
     def __init__(
-        self,
-        script: Script,
-        *arguments: str,
-        width: int = 80,
-        height: int = 24,
-        answer: str = "",
-        **environment: str,
+        self, script: Script, *arguments: str, width: int = 80, height: int = 24, answer: str = "", **environment: str
     ) -> None:
         given = script.environment() | environment
         super().__init__(*SCRIPTED, "chat", *arguments, environment=given, width=width, height=height, answer=answer)

@@ -71,13 +71,10 @@ class Script:
         sampling: SamplingConfig,
         stop: StopConfig,
         *,
-        cache: object = None,
-        constraint: object = None,
-        logprobs: int | None = None,
-        explain: bool = False,
         tools: ToolUse | None = None,
         on_prefill: Callable[[int, int], None] = lambda done, total: None,
         cancelled: Callable[[], bool] = lambda: False,
+        **ignored: object,
     ) -> Iterator[TextDelta | Finished]:
         reason = self.reason
         on_prefill(0, len(prompt))
@@ -118,10 +115,10 @@ class Script:
         lm: LanguageModel,
         requests: Iterable[Request | GptcliError],
         *,
-        parallel: int | None = None,
         ordered: bool = False,
         cancelled: Callable[[], bool] = lambda: False,
         wait: Callable[[], object] = lambda: None,
+        **ignored: object,
     ) -> Iterator[tuple[int, Completed | GptcliError]]:
         """Answers three at a time, the last one first unless their order is kept."""
         numbered = enumerate(request for request in requests if request is not None or wait())
@@ -142,8 +139,7 @@ class Script:
             *deltas, end = self.stream(lm, ids, config, request.stopping, cancelled=cancelled)
         except GptcliError as error:
             return error
-        assert isinstance(end, Finished)
-        return Completed(b"".join(delta.data for delta in deltas if isinstance(delta, TextDelta)), end)
+        return Completed(b"".join(delta.data for delta in deltas), end)
 
     def start(self, scheduler: Any, request: Request, deliver: Deliver) -> Callable[[], None]:
         """Replaces `Scheduler.start`."""

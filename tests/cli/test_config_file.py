@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -34,12 +33,12 @@ def config(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_nearest_value_wins(cli: Cli, config: Path, content: str, arguments: str, seed: int) -> None:
     config.write_text(content)
     result = cli("generate", "good morning", "-m", "tiny", "-n", "1", "--json", *arguments.split())
-    assert json.loads(result.out)["seed"] == seed
+    assert result.json["seed"] == seed
 
 
 def test_an_option_may_have_several_values_or_be_a_switch(cli: Cli, config: Path) -> None:
     config.write_text('json = true\nquiet = true\n[generate]\nmodel = "tiny"\nstop = ["one", "two"]\nmax-tokens = 1')
-    answer = json.loads(cli("generate", "good morning").out)
+    answer = cli("generate", "good morning").json
     assert (answer["settings"]["stop"], answer["completion_tokens"]) == (["one", "two"], 1)
 
 
@@ -47,6 +46,13 @@ def test_the_environment_wins_over_the_file(cli: Cli, config: Path, monkeypatch:
     config.write_text('model = "nowhere"')
     monkeypatch.setenv("GPTCLI_MODEL", "tiny")
     assert cli("generate", "good morning", "-n", "1").code == 0
+
+
+def test_a_path_may_begin_with_a_tilde(cli: Cli, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config.write_text('system-file = "~/system.txt"')
+    result = cli("generate", "--chat", "good morning", "-m", "tiny")
+    assert f"cannot open: {tmp_path}/system.txt" in result.err
 
 
 def test_an_option_that_only_another_command_has_is_no_error(cli: Cli, config: Path) -> None:
@@ -78,9 +84,7 @@ def test_an_option_that_only_another_command_has_is_no_error(cli: Cli, config: P
 )
 def test_what_cannot_be_meant_is_refused(cli: Cli, config: Path, content: str, says: str) -> None:
     config.write_text(content)
-    result = cli("generate", "good morning", "-m", "tiny", "-n", "1")
-    assert (result.code, result.out) == (2, b"")
-    assert says in result.err
+    cli("generate", "good morning", "-m", "tiny", "-n", "1").fails(2, says)
 
 
 def test_a_file_that_is_not_utf_8_is_refused(cli: Cli, config: Path) -> None:
@@ -88,9 +92,7 @@ def test_a_file_that_is_not_utf_8_is_refused(cli: Cli, config: Path) -> None:
     assert cli("generate", "good morning", "-m", "tiny").err == f"gptcli: error: {config}: not UTF-8 at byte 9\n"
 
 
-def test_another_file_or_none_can_be_named(
-    cli: Cli, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_or_none_can_be_named(cli: Cli, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config.write_text("samples = 0")
     monkeypatch.setenv("GPTCLI_CONFIG", "off")
     assert cli("generate", "good morning", "-m", "tiny", "-n", "1").code == 0
@@ -112,5 +114,5 @@ def test_what_means_nothing_in_a_call_is_left_out(cli: Cli, config: Path, tmp_pa
 def test_a_default_model_and_tables_of_models_go_together(cli: Cli, config: Path) -> None:
     config.write_text('\ufeffmodel = "tiny"\n[models.tiny]\nseed = 7')
     result = cli("generate", "good morning", "-n", "1", "--json")
-    assert json.loads(result.out)["seed"] == 7
+    assert result.json["seed"] == 7
     assert "byte-order mark dropped" in result.err

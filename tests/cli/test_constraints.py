@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Cli
+from tests.test_layers import loaded_by
 
 SCHEMA = '{"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": false}'
 TEXTS = [b'{"n": 1}', b'{"n": 2}']
@@ -29,7 +30,7 @@ def test_a_grammar_comes_from_a_file(generate: Cli, tmp_path: Path, grammar: str
 
 def test_every_line_and_every_sample_has_the_form(generate: Cli) -> None:
     done = generate("--lines", "{} is", "--choice", "b", "--choice", "cd", "--samples", "2", stdin=b"One\nTwo\n")
-    records = [json.loads(line) for line in done.out.splitlines()]
+    records = done.records
     assert [record["line"] for record in records] == [1, 1, 2, 2]
     assert {record["text"] for record in records} <= {"b", "cd"}
     assert {record["finish_reason"] for record in records} == {"stop"}
@@ -38,19 +39,15 @@ def test_every_line_and_every_sample_has_the_form(generate: Cli) -> None:
 def test_a_chat_answers_in_the_form_in_a_pipe_and_by_lines(cli: Cli, tiny_model: Path) -> None:
     options = ("-m", tiny_model, "--regex", "[0-9]{3}")
     assert cli("chat", *options, "How many?", stdin=b"").out.isdigit()
-    records = map(json.loads, cli("chat", *options, "--lines", stdin=b"One\nTwo\n").out.splitlines())
+    records = cli("chat", *options, "--lines", stdin=b"One\nTwo\n").records
     assert all(len(record["text"]) == 3 and record["text"].isdigit() for record in records)
 
 
 def test_the_options_exclude_each_other(generate: Cli) -> None:
-    done = generate("In", "--json-object", "--regex", "a")
-    assert (done.code, done.out) == (2, b"")
-    assert "--json-object and --regex exclude each other" in done.err
+    generate("In", "--json-object", "--regex", "a").fails(2, "--json-object and --regex exclude each other")
 
 
-def test_what_is_not_supported_is_refused_before_the_weights_are_read(
-    generate: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_unsupported_is_refused_before_weights_are_read(generate: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gptcli.language_model.LanguageModel.load", lambda *given: pytest.fail("weights were read"))
     done = generate("In", "--json-schema", '{"items": {"not": {}}}')
     assert (done.code, done.out, done.err) == (2, b"", "gptcli: error: json-schema: #/items: not supported: not\n")
@@ -61,11 +58,10 @@ def test_a_file_that_is_missing_is_an_input_error(generate: Cli) -> None:
 
 
 def test_a_text_that_was_cut_is_noted_in_a_pipe_too(generate: Cli) -> None:
-    done = generate("In", "-n", "3", "--json-schema", '{"type": "string", "minLength": 99}')
-    assert done.code == 0
-    assert "cut before the text was what it had to be" in done.err
-    record = json.loads(generate("In", "-n", "3", "--json-schema", '{"type": "string", "minLength": 99}', "--json").out)
-    assert record["finish_reason"] == "length"
+    given = ("In", "-n", "3", "--json-schema", '{"type": "string", "minLength": 99}')
+    done = generate(*given)
+    assert done.code == 0 and "cut before the text was what it had to be" in done.err
+    assert generate(*given, "--json").json["finish_reason"] == "length"
 
 
 def test_a_text_that_a_stop_text_cut_is_noted(generate: Cli) -> None:
@@ -75,22 +71,18 @@ def test_a_text_that_a_stop_text_cut_is_noted(generate: Cli) -> None:
 
 
 def test_forced_tokens_are_counted(generate: Cli) -> None:
-    done = generate("In", "--choice", "a small town", "--stats=json")
-    stats = json.loads(done.err)
+    stats = json.loads(generate("In", "--choice", "a small town", "--stats=json").err)
     assert 0 < stats["forced_tokens"] <= stats["completion_tokens"]
 
 
 def test_explain_says_how_many_tokens_the_constraint_left(generate: Cli) -> None:
-    done = generate("In", "--regex", "[0-9]", "--explain", "--json")
-    [step] = json.loads(done.out)["explain"]
+    [step] = generate("In", "--regex", "[0-9]", "--explain", "--json").json["explain"]
     constraint = step["filters"][0]
     assert (constraint["name"], constraint["kept"]) == ("constraint", 10)
     assert constraint["removed"] > 200
 
 
 def test_nothing_is_imported_for_texts_without_constraint(tiny_model: Path) -> None:
-    from tests.test_layers import loaded_by
-
     code = f"import gptcli; list(gptcli.load({str(tiny_model)!r}).generate('a', max_tokens=2))"
     assert loaded_by(code, "llguidance", "gptcli.generation.constraints.grammar") == set()
 
@@ -118,9 +110,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("beside", BESIDE)
-def test_the_text_has_its_form_whatever_is_beside_it(
-    generate: Cli, tiny_model: Path, tmp_path: Path, form: str, beside: str
-) -> None:
+def test_forms_hold_beside_any_option(generate: Cli, tiny_model: Path, tmp_path: Path, form: str, beside: str) -> None:
     (tmp_path / "grammar.lark").write_text('start: "a"+ "b"')
     named = {"grammar.lark": str(tmp_path / "grammar.lark"), "MODEL": str(tiny_model)}
     options, pattern = FORMS[form]
@@ -128,7 +118,7 @@ def test_the_text_has_its_form_whatever_is_beside_it(
     given = [named.get(each, each) for each in options + BESIDE[beside]]
     done = generate(prompt, "--json", "-n", "60", *given, stdin=stdin)
     assert done.code == 0, done.err
-    records = [json.loads(line) for line in done.out.splitlines()]
+    records = done.records
     assert len(records) == {"lines": 2, "samples": 3}.get(beside, 1)
     for record in records:
         ended = record["finish_reason"] == "stop"

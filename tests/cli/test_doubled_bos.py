@@ -47,9 +47,7 @@ def test_a_text_with_the_bos_that_the_tokenizer_adds_is_noted_once(what: str, cl
 
 
 @pytest.mark.parametrize("what", COMMANDS)
-def test_a_bos_that_is_text_or_that_nothing_adds_is_not_noted(
-    what: str, cli: Cli, model: Path, tiny_model: Path
-) -> None:
+def test_a_single_bos_is_not_noted(what: str, cli: Cli, model: Path, tiny_model: Path) -> None:
     without_special = [argument for argument in COMMANDS[what] if argument != "--special"]
     assert cli(*without_special, "-m", model, stdin=f"{BOS}hello".encode()).err == ""
     assert cli(*COMMANDS[what], "-m", tiny_model, stdin=f"{BOS}hello".encode()).err == ""
@@ -67,7 +65,7 @@ def test_a_template_that_begins_with_bos_once_is_not_noted(cli: Cli, model: Path
     assert cli("chat", "-m", model, "-n", "1", "hello").err == ""
 
 
-def test_it_is_noted_of_a_model_that_a_conversation_goes_on_with(model: Path, repeating: Path) -> None:
+def test_a_doubled_bos_of_the_next_model_is_noted_in_a_conversation(model: Path, repeating: Path) -> None:
     chat = Chat(HELLO, "-m", str(model), width=200).ready()
     assert not any("begins with <|im_start|> twice" in line for line in chat.lines)
     chat.ask(f"/model {repeating}")

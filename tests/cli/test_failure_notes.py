@@ -40,24 +40,22 @@ def nothing_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("command", ["generate", "chat"])
 def test_a_note_says_why_text_comes_slower(command: str, cli: Cli, tiny_model: Path) -> None:
-    arguments = (command, "-m", str(tiny_model), "-n", "3", "hello")
+    arguments = (command, "-m", tiny_model, "-n", "3", "hello")
     done = cli(*arguments)
     assert (done.code, done.err) == (0, NOTE) and done.out
     assert cli(*arguments, "--quiet").err == ""
 
 
 def test_bench_notes_it_too_and_reports_no_graphs(cli: Cli, tiny_model: Path) -> None:
-    done = cli("bench", "-m", str(tiny_model), "-p", "4", "-n", "2", "--repeats", "1", "--json")
+    done = cli("bench", "-m", tiny_model, "-p", "4", "-n", "2", "--repeats", "1", "--json")
     assert (done.code, done.err) == (0, NOTE) and b'"kernels": "torch"' in done.out
 
 
-def test_missing_kernels_are_noted_unless_they_are_off(
-    cli: Cli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_kernels_are_noted_unless_off(cli: Cli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bindings, "built_file", lambda: None)
     bindings.functions.cache_clear()
     try:
-        arguments = ("generate", "-m", str(tiny_model), "-n", "3", "hello")
+        arguments = ("generate", "-m", tiny_model, "-n", "3", "hello")
         assert "the CPU kernels are not built: install a C compiler" in cli(*arguments).err
         monkeypatch.setenv("GPTCLI_KERNELS", "off")
         bindings.functions.cache_clear()

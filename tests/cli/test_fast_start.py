@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -25,10 +24,9 @@ from gptcli.runtime.fast_start.snapshot_engine import SnapshotEngine
 from gptcli.settings import ChatSettings, RuntimeConfig, SamplingConfig, StopConfig
 from tests.cli.conftest import Cli
 from tests.cli.terminal.pty_terminal import on_terminal
-from tests.tiny import make_model
+from tests.tiny import edit, make_model
 
 PROMPT = [7, 30, 41, 30, 41, 30]
-ROOM = 60
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +47,13 @@ def opened(path: Path, tokens: int = 0, device: str = "cpu", **runtime: Any) -> 
     return LanguageModel.open(str(path), RuntimeConfig(device=device, **runtime), workload=Workload(tokens=tokens))
 
 
+def loaded(path: Path, tokens: int, *, texts: int = 1, **runtime: Any) -> LanguageModel:
+    """A model that is loaded for texts of so many tokens, from a snapshot if there is one."""
+    lm = opened(path, **runtime)
+    lm.load(workload=Workload(texts=texts, tokens=tokens))
+    return lm
+
+
 def in_torch(path: Path, **runtime: Any) -> LanguageModel:
     """A model loaded with torch. Its snapshot is written when it is closed."""
     lm = opened(path, **runtime)
@@ -64,10 +69,8 @@ def is_fast(lm: LanguageModel) -> bool:
     return isinstance(lm.engine, SnapshotEngine)
 
 
-def has_snapshot(path: Path, room: int = ROOM, **runtime: Any) -> bool:
-    lm = opened(path, **runtime)
-    lm.load(workload=Workload(tokens=room))
-    return is_fast(lm)
+def has_snapshot(path: Path, room: int = 60, **runtime: Any) -> bool:
+    return is_fast(loaded(path, room, **runtime))
 
 
 def snapshot_path(pattern: str = "*.snapshot") -> Path:
@@ -87,9 +90,8 @@ def flip(path: Path, at: int) -> None:
 
 def outcome(lm: LanguageModel, sampling: SamplingConfig, stop: StopConfig) -> tuple[bytes, Any]:
     *deltas, finished = lm.stream(PROMPT, sampling, stop)
-    assert isinstance(finished, Finished)
     facts = finished.reason, finished.ids, finished.stop, finished.seed
-    return b"".join(delta.data for delta in deltas), facts  # type: ignore[union-attr]
+    return b"".join(delta.data for delta in deltas), facts
 
 
 @pytest.mark.parametrize(
@@ -117,8 +119,7 @@ def test_a_snapshot_generates_what_the_model_generates(
 ) -> None:
     config = SamplingConfig(**sampling, seed=3)
     whole = in_torch(model, ctx_size=64, speculate=speculate)
-    snapshot = opened(model, ctx_size=64, speculate=speculate)
-    snapshot.load(workload=Workload(tokens=len(PROMPT) + stop.max_tokens))
+    snapshot = loaded(model, len(PROMPT) + stop.max_tokens, ctx_size=64, speculate=speculate)
     assert outcome(snapshot, config, stop) == outcome(whole, config, stop)
     assert is_fast(snapshot)
 
@@ -130,33 +131,27 @@ def test_an_existing_snapshot_is_not_written_again(model: Path) -> None:
 
 
 def test_the_model_does_what_a_snapshot_cannot(model: Path) -> None:
-    lm = opened(model)
-    lm.load(workload=Workload(tokens=20))
+    lm = loaded(model, 20)
     assert is_fast(lm)
     *_, finished = lm.stream(PROMPT, SamplingConfig(seed=1), StopConfig(max_tokens=3), explain=True)
-    assert isinstance(finished, Finished) and finished.logprobs is not None
-    assert not is_fast(lm)
-    lm = opened(model)
-    lm.load(workload=Workload(tokens=20))
+    assert finished.logprobs is not None and not is_fast(lm)
+    lm = loaded(model, 20)
     list(lm.stream(PROMPT, SamplingConfig(seed=1), StopConfig(max_tokens=100)))  # more than it has room for
     assert not is_fast(lm)
 
 
 @pytest.mark.parametrize("overflow", ["stop", "shift"])
-def test_samples_of_a_snapshot_are_those_of_the_model(
-    model: Path, overflow: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_samples_of_a_snapshot_are_the_models(model: Path, overflow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gptcli.runtime.fast_start.snapshot_engine.MOST_ROWS", 4)
     sampling = SamplingConfig(temperature=1.2, seed=5)
     strings = ("e", "1") if overflow == "stop" else ()  # by which some end before others
     stop = StopConfig(max_tokens=90 if overflow == "shift" else 30, overflow=overflow, strings=strings)
 
     def samples(lm: LanguageModel) -> list[tuple[int, ...]]:
-        streams = lm.streams(PROMPT, sampling.for_samples(7), stop)
-        return [list(stream)[-1].ids for stream in streams]  # type: ignore[union-attr]
+        return [list(stream)[-1].ids for stream in lm.streams(PROMPT, sampling.for_samples(7), stop)]
 
-    whole, snapshot = in_torch(model, ctx_size=64), opened(model, ctx_size=64)
-    snapshot.load(workload=Workload(texts=7, tokens=len(PROMPT) + stop.max_tokens))
+    whole = in_torch(model, ctx_size=64)
+    snapshot = loaded(model, len(PROMPT) + stop.max_tokens, texts=7, ctx_size=64)
     found = samples(snapshot)
     assert found == samples(whole)
     assert len(set(map(len, found))) > 1 or overflow == "shift"
@@ -166,12 +161,10 @@ def test_samples_of_a_snapshot_are_those_of_the_model(
 @pytest.mark.parametrize("temperature", [0.0, 1.3])
 def test_a_snapshot_records_the_probabilities_that_torch_records(model: Path, temperature: float) -> None:
     def recorded(explain: bool) -> list[Any]:
-        lm = opened(model)
-        lm.load(workload=Workload(tokens=40))
+        lm = loaded(model, 40)
         config = SamplingConfig(temperature=temperature, seed=3, logit_bias=((30, 3.0),))
         stop = StopConfig(max_tokens=12, ignore_eos=True)
         *_, finished = lm.stream(PROMPT, config, stop, logprobs=5, explain=explain)
-        assert isinstance(finished, Finished) and finished.logprobs is not None
         assert is_fast(lm) != explain
         return [each for step in finished.logprobs for each in (step.chosen, *step.top)]
 
@@ -223,17 +216,13 @@ def test_the_record_of_a_run_is_the_same(cli: Cli, model: Path, monkeypatch: pyt
     records = []
     for switch in ("off", "on"):
         monkeypatch.setenv("GPTCLI_PREPARED", switch)
-        result = cli("generate", "-m", model, "--device", "cpu", "--json", "--seed", "4", "-n", "9", "In a", stdin=None)
-        record = json.loads(result.out)
+        record = cli("generate", "-m", model, "--device", "cpu", "--json", "--seed", "4", "-n", "9", "In a").json
         assert record.pop("timings")["load_s"] > 0
         records.append(record)
     assert records[0] == records[1]
 
 
-@pytest.mark.parametrize(
-    "runtime",
-    [{"dtype": "bf16"}, {"dtype": "fp32"}, {"quantize": "int8"}, {"quantize": "none"}],
-)
+@pytest.mark.parametrize("runtime", [{"dtype": "bf16"}, {"dtype": "fp32"}, {"quantize": "int8"}, {"quantize": "none"}])
 def test_a_snapshot_serves_only_the_settings_it_was_made_with(model: Path, runtime: dict[str, Any]) -> None:
     assert has_snapshot(model)
     assert not has_snapshot(model, **runtime)
@@ -257,8 +246,7 @@ def touch_weights(model: Path) -> None:
 
 
 def touch_config(model: Path) -> None:
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
+    edit(model / "config.json", rms_norm_eps=0.1)
 
 
 def damage_many_weights(model: Path) -> None:
@@ -295,9 +283,7 @@ CHANGES = DAMAGE | {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_snapshot_is_not_used_after_anything_has_changed(
-    model: Path, change: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_snapshot_is_not_used_after_a_change(model: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(snapshot_path().parent)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     keep(model)
@@ -309,10 +295,10 @@ def test_a_snapshot_is_not_used_after_anything_has_changed(
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_snapshot_is_dropped_with_a_note_and_made_again(cli: Cli, model: Path, damage: str) -> None:
     given = ("generate", "-m", model, "--device", "cpu", "-t", "0", "-n", "9", "In a")
-    whole = cli(*given, stdin=None)
+    whole = cli(*given)
     assert whole.err == ""
     DAMAGE[damage](model)
-    first, second = cli(*given, stdin=None), cli(*given, stdin=None)
+    first, second = cli(*given), cli(*given)
     assert first.out == second.out == whole.out
     assert (first.err.count("note:"), second.err) == (1, "")
     assert "was damaged" in first.err
@@ -323,15 +309,13 @@ def test_ways_of_running_share_the_weights_that_are_the_same(model: Path, cli: C
     for dtype in ("fp32", "bf16"):
         keep(model, dtype=dtype)
         assert has_snapshot(model, dtype=dtype)
-    records = map(json.loads, cli("cache", "--json").out.splitlines())
+    records = cli("cache", "--json").records
     # Dense weights are rounded to bf16. The first of three snapshots was made with --dtype auto.
     assert [record["content"] for record in records] == ["weights in bf16", "weights in fp32"]
     assert len(list((Path(os.environ["XDG_CACHE_HOME"]) / "gptcli" / "prepared").glob("*.snapshot"))) == 3
 
 
-def test_a_snapshot_is_not_used_after_sources_or_memory_have_changed(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_snapshot_is_not_used_after_sources_or_memory_change(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(snapshots, "VERSION", "0.0.0")
         assert not has_snapshot(model)
@@ -359,11 +343,11 @@ def test_a_snapshot_that_cannot_be_written_is_no_error(
 ) -> None:
     (tmp_path / "occupied").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "occupied"))
-    result = cli("generate", "-m", model, "-n", "3", "In a", stdin=None)
+    result = cli("generate", "-m", model, "-n", "3", "In a")
     assert (result.code, result.err) == (0, "")
 
 
-def test_a_conversation_goes_on_where_its_cache_must_be_of_another_kind(model: Path) -> None:
+def test_a_conversation_goes_on_when_its_engine_changes(model: Path) -> None:
     def replies(lm: LanguageModel) -> list[tuple[int, ...]]:
         session = lm.session(settings=ChatSettings(temperature=0.0, max_tokens=9, ignore_eos=True))
         for turn in range(4):
@@ -373,8 +357,7 @@ def test_a_conversation_goes_on_where_its_cache_must_be_of_another_kind(model: P
             list(session.send("In a"))
         return [finished.ids for finished in session.finished]
 
-    whole, snapshot = in_torch(model), opened(model)
-    snapshot.load(workload=Workload(tokens=snapshot.ctx_size))
+    whole, snapshot = in_torch(model), loaded(model, 256)
     session = snapshot.session(settings=ChatSettings(temperature=0.0, max_tokens=9))
     list(session.send("In a"))
     assert is_fast(snapshot)
@@ -382,7 +365,7 @@ def test_a_conversation_goes_on_where_its_cache_must_be_of_another_kind(model: P
     assert not is_fast(snapshot)
 
 
-def test_a_conversation_on_a_snapshot_reuses_its_cache_as_one_without(model: Path) -> None:
+def test_a_conversation_on_a_snapshot_reuses_its_cache(model: Path) -> None:
     def prefilled(lm: LanguageModel) -> list[int]:
         session = lm.session(settings=ChatSettings(temperature=0.0, max_tokens=9, ignore_eos=True))
         run: list[int] = []
@@ -391,8 +374,7 @@ def test_a_conversation_on_a_snapshot_reuses_its_cache_as_one_without(model: Pat
         assert run[-1] < session.finished[-1].usage.prompt_tokens
         return run
 
-    whole, snapshot = in_torch(model), opened(model)
-    snapshot.load(workload=Workload(tokens=snapshot.ctx_size))
+    whole, snapshot = in_torch(model), loaded(model, 256)
     assert prefilled(snapshot) == prefilled(whole)
     assert is_fast(snapshot)
 
@@ -404,13 +386,10 @@ def test_nan_ends_a_text_from_a_snapshot_as_it_ends_any(tmp_path: Path) -> None:
     # Tied to the embedding, the head would make every logit of this token NaN.
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].nan_to_num()
     save_file(tensors, path / "model.safetensors")
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    edit(path / "config.json", tie_word_embeddings=False)
     whole = in_torch(path)
     whole.close()
-    snapshot = opened(path)
-    snapshot.load(workload=Workload(tokens=20))
-    messages = []
+    snapshot, messages = loaded(path, 20), []
     for lm in (whole, snapshot):
         assert isinstance(list(lm.stream([5, 6], SamplingConfig(seed=1), StopConfig(max_tokens=2)))[-1], Finished)
         with pytest.raises(NonFiniteLogits) as error:
@@ -470,11 +449,11 @@ def test_a_snapshot_is_read_at_once_if_no_thread_can_start(model: Path, monkeypa
 
 
 def test_what_is_kept_is_listed_and_deleted(model: Path, cli: Cli) -> None:
-    [record] = map(json.loads, cli("cache", "--json").out.splitlines())
+    [record] = cli("cache", "--json").records
     assert record["model"] == str(model)
     assert record["size"] == weights_path().stat().st_size
     assert record["content"] == "weights in fp32"
-    assert "deleted_bytes" in json.loads(cli("cache", "--clear", "--json").out)
+    assert "deleted_bytes" in cli("cache", "--clear", "--json").json
     assert cli("cache", "--json").out == b""
     assert not has_snapshot(model)
 

@@ -8,7 +8,6 @@ import subprocess
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -21,36 +20,30 @@ pytestmark = pytest.mark.usefixtures("tiny_by_default")
 GREEDY = ("-t", "0", "-n", "4", "--ignore-eos")
 
 
-def records(out: bytes) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in out.splitlines()]
-
-
 def test_each_line_is_answered_as_it_would_be_alone(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "lines").write_bytes(b"one\r\ntwo \x0c three\n\nfour")
-    together = records(cli("generate", "good {}, {}", "--lines", "-f", tmp_path / "lines", *GREEDY).out)
+    together = cli("generate", "good {}, {}", "--lines", "-f", tmp_path / "lines", *GREEDY).records
     texts = ["one", "two \x0c three", "", "four"]
-    alone = [records(cli("generate", f"good {text}, {text}", "--json", *GREEDY).out)[0] for text in texts]
+    alone = [cli("generate", f"good {text}, {text}", "--json", *GREEDY).json for text in texts]
     assert [record["line"] for record in together] == [1, 2, 3, 4]
     assert [record["ids"] for record in together] == [record["ids"] for record in alone]
 
 
 def test_stdin_has_the_lines_and_each_may_have_samples(cli: Cli) -> None:
-    found = records(cli("generate", "--lines", "--samples", "2", "-s", "5", "-n", "2", stdin=b"a\nb\n").out)
+    found = cli("generate", "--lines", "--samples", "2", "-s", "5", "-n", "2", stdin=b"a\nb\n").records
     assert [(record["line"], record["seed"]) for record in found] == [(1, 5), (1, 6), (2, 5), (2, 6)]
 
 
 def test_chat_asks_each_line_in_a_conversation_of_its_own(cli: Cli) -> None:
-    together = records(cli("chat", "--lines", "--system", "Be brief.", *GREEDY, stdin=b"one\ntwo\n").out)
-    alone = [
-        records(cli("chat", text, "--system", "Be brief.", "--json", *GREEDY, stdin=b"").out)[0]
-        for text in ("one", "two")
-    ]
+    options = ("--system", "Be brief.", *GREEDY)
+    together = cli("chat", "--lines", *options, stdin=b"one\ntwo\n").records
+    alone = [cli("chat", text, "--json", *options, stdin=b"").json for text in ("one", "two")]
     assert [record["ids"] for record in together] == [record["ids"] for record in alone]
 
 
-def test_a_line_that_does_not_fit_has_its_error_and_the_others_their_answers(cli: Cli) -> None:
+def test_a_line_that_does_not_fit_fails_alone(cli: Cli) -> None:
     result = cli("generate", "--lines", *GREEDY, stdin=b"one\n" + b"long " * 400 + b"\ntwo\n")
-    first, failed, last = records(result.out)
+    first, failed, last = result.records
     assert "does not fit" in failed["error"] and (first["line"], failed["line"], last["line"]) == (1, 2, 3)
     assert result.code == 6 and "line 2: " in result.err
 
@@ -63,23 +56,22 @@ def test_lines_share_steps(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         return extend(engine, texts)
 
     monkeypatch.setattr(TorchEngine, "extend", counting)
-    assert len(records(cli("generate", "--lines", *GREEDY, stdin=b"one\ntwo\nand three\n" * 4).out)) == 12
+    assert len(cli("generate", "--lines", *GREEDY, stdin=b"one\ntwo\nand three\n" * 4).records) == 12
     assert max(steps) > 4 and len(steps) < 24
 
 
 @pytest.mark.parametrize(("wrong", "says"), [(b"\xff", "not UTF-8"), (b"a\0b", "a NUL byte at 9")])
 def test_what_cannot_be_read_ends_the_run_after_the_lines_before_it(cli: Cli, wrong: bytes, says: str) -> None:
     result = cli("generate", "--lines", *GREEDY, stdin=b"one\ntwo\n" + wrong + b"\n")
-    assert [record["line"] for record in records(result.out)] == [1, 2]
+    assert [record["line"] for record in result.records] == [1, 2]
     assert result.code == 4 and says in result.err
 
 
-def test_the_first_answer_comes_before_the_second_line_is_written_and_ctrl_c_ends_the_wait(tiny_model: Path) -> None:
+def test_a_line_is_answered_before_the_next_and_ctrl_c_ends_the_wait(tiny_model: Path) -> None:
     command = [*GPTCLI, "generate", "--lines", "-m", str(tiny_model), *GREEDY]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as process:
         watchdog = threading.Timer(100, process.kill)
         watchdog.start()
-        assert process.stdin is not None and process.stdout is not None
         for number in range(1, 3):
             process.stdin.write(b"a line\n")
             process.stdin.flush()
@@ -105,5 +97,4 @@ def test_the_first_answer_comes_before_the_second_line_is_written_and_ctrl_c_end
     ],
 )
 def test_what_means_nothing_with_lines_is_refused(cli: Cli, arguments: str, says: str) -> None:
-    result = cli(*arguments.split(), stdin=b"a\n")
-    assert (result.code, result.out) == (2, b"") and says in result.err
+    cli(*arguments.split(), stdin=b"a\n").fails(2, says)

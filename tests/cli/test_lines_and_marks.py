@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import io
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,13 +26,11 @@ def file(tmp_path: Path) -> Path:
 
 
 def decoding(notes: list[str] | None = None, errors: str = "strict") -> Decoding:
-    return Decoding(errors, 1 << 20, (notes if notes is not None else []).append)  # type: ignore[arg-type]
+    return Decoding(errors, 1 << 20, (notes if notes is not None else []).append)
 
 
 @given(st.lists(st.sampled_from(["a", "\n", "\r\n", *NO_ENDS])).map("".join), st.integers(1, 4))
-def test_a_line_ends_at_a_newline_with_an_optional_carriage_return_before_it_and_nowhere_else(
-    text: str, block: int
-) -> None:
+def test_a_line_ends_at_lf_or_crlf_and_nowhere_else(text: str, block: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gptcli.cli.prompt_input._BLOCK", block)
         patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
@@ -44,14 +41,12 @@ def test_a_line_ends_at_a_newline_with_an_optional_carriage_return_before_it_and
 
 @pytest.mark.parametrize("inside", NO_ENDS)
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_a_message_of_a_script_has_the_characters_that_only_some_programs_end_lines_at(inside: str, end: str) -> None:
+def test_a_message_of_a_script_keeps_other_separators(inside: str, end: str) -> None:
     script = end.join([f"one{inside}1", '"""', f"two{inside}2", "three", '"""', f"four{inside}4"])
     assert messages_of_script(script, "here") == [f"one{inside}1", f"two{inside}2\nthree", f"four{inside}4"]
 
 
-def test_scored_lines_are_the_same_with_and_without_carriage_returns(
-    cli: Cli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_carriage_returns_change_no_score(cli: Cli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPTCLI_PREPARED", "off")  # a snapshot's last digit may differ
 
     def scored(text: bytes, *options: str) -> bytes:
@@ -85,9 +80,7 @@ READS: dict[str, Callable[[Path], list[str | Path]]] = {
 
 
 @pytest.mark.parametrize("what", READS)
-def test_one_mark_at_the_start_of_a_file_is_dropped_with_a_note(
-    what: str, cli: Cli, tiny_by_default: None, file: Path
-) -> None:
+def test_a_mark_at_the_start_is_dropped_with_a_note(what: str, cli: Cli, tiny_by_default: None, file: Path) -> None:
     content = b"hello {{ messages[-1].content }}"
     file.write_bytes(content)
     without = cli(*READS[what](file), stdin=b"")
@@ -106,7 +99,7 @@ def test_a_second_mark_is_text(file: Path) -> None:
 def test_places_of_tokens_count_from_the_first_byte_of_the_file(cli: Cli, tiny_by_default: None, file: Path) -> None:
     content = "In a ßmall town".encode()
     file.write_bytes(BOM + content)
-    record = json.loads(cli("tokenize", "--json", file).out)
+    record = cli("tokenize", "--json", file).json
     ranges = [(token["start"], token["end"]) for token in record["tokens"]]
     assert b"".join(file.read_bytes()[start:end] for start, end in ranges) == content
     assert record["stats"]["bytes"] == len(content)

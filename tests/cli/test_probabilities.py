@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from html.parser import HTMLParser
@@ -54,7 +53,7 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_the_steps_differ_in_lightness_alone_and_their_text_is_readable() -> None:
+def test_shades_differ_in_lightness_and_their_text_is_readable() -> None:
     lights = [luminance(step.colour) for step in STEPS]
     assert lights == sorted(lights)
     assert all(brighter / darker > 1.5 for darker, brighter in zip(lights, lights[1:], strict=False))
@@ -198,14 +197,12 @@ def test_generate_writes_a_page_and_the_same_text_as_without(generate: Cli, tmp_
     assert file.read_text().count('<span class="h">') == 8  # a card a token
 
 
-def test_a_picture_that_cannot_be_written_is_an_output_error_before_anything_is_loaded(
+def test_a_picture_that_cannot_be_written_is_an_early_error(
     generate: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(LanguageModel, "open", None)
     for file in (tmp_path / "none" / "p.svg", tmp_path):
-        result = generate("In a", "--svg", file)
-        assert (result.code, result.out) == (8, b"")
-        assert f"cannot write: {file}" in result.err
+        generate("In a", "--svg", file).fails(8, f"cannot write: {file}")
 
 
 def test_a_pipe_gets_the_text_alone(generate: Cli) -> None:
@@ -222,8 +219,8 @@ def test_the_table_of_explanations_is_on_stderr(generate: Cli) -> None:
     assert generate("In a small", "-n", "3", "--ignore-eos", "--explain", "-q").err == ""
 
 
-def test_json_has_explanations_and_no_logprobs_that_were_not_asked_for(generate: Cli) -> None:
-    record = json.loads(generate("In a small", "-n", "3", "--ignore-eos", "--json", "--explain").out)
+def test_json_has_explanations_without_logprobs(generate: Cli) -> None:
+    record = generate("In a small", "-n", "3", "--ignore-eos", "--json", "--explain").json
     assert "logprobs" not in record
     assert [step["id"] for step in record["explain"]] == record["ids"]
     for step in record["explain"]:
@@ -242,7 +239,7 @@ def text(tmp_path: Path) -> Path:
     return file
 
 
-def test_a_scored_text_is_shaded_on_a_terminal_with_figures_and_a_legend(tiny_model: Path, text: Path) -> None:
+def test_a_scored_text_is_shaded_on_a_terminal(tiny_model: Path, text: Path) -> None:
     terminal = on_terminal("score", "-m", tiny_model, text, "--top", "2")
     first, figures, legend, *table = terminal.lines
     assert first.replace("·", "") == "In␠a␠small␠town⏎"

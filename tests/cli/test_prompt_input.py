@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import threading
@@ -14,12 +13,12 @@ import pytest
 
 from gptcli import LanguageModel
 from gptcli.text.messages import Message
-from tests.cli.conftest import CLOSED, Cli
+from tests.cli.conftest import CLOSED, Cli, Says
 from tests.tiny import make_model
 
 
 @pytest.fixture
-def prompt(generate: Cli, says: Callable[..., None]) -> Callable[..., bytes]:
+def prompt(generate: Cli, says: Says) -> Callable[..., bytes]:
     """The prompt as it reaches a model that says nothing more."""
     says()
 
@@ -62,14 +61,12 @@ PROMPTS: dict[str, tuple[list[str], bytes | None, bytes]] = {
 def test_nothing_that_is_given_is_dropped(
     prompt: Callable[..., bytes], tmp_path: Path, arguments: list[str], piped: bytes | None, expected: bytes
 ) -> None:
-    (tmp_path / "file").write_text("in a file")
-    assert (
-        prompt(*[argument.replace("FILE", str(tmp_path / "file")) for argument in arguments], stdin=piped) == expected
-    )
+    (file := tmp_path / "file").write_text("in a file")
+    assert prompt(*(file if each == "FILE" else each for each in arguments), stdin=piped) == expected
 
 
 @pytest.mark.parametrize("what", PROMPTS)
-def test_the_prompt_is(what: str, prompt: Callable[..., bytes]) -> None:
+def test_the_prompt_comes_from(what: str, prompt: Callable[..., bytes]) -> None:
     arguments, stdin, expected = PROMPTS[what]
     assert prompt(*arguments, stdin=stdin) == expected
 
@@ -93,61 +90,45 @@ def test_a_pipe_can_be_given_as_a_file(prompt: Callable[..., bytes], tmp_path: P
 @pytest.mark.parametrize("piped", [None, b""])
 @pytest.mark.parametrize("arguments", [[], [""]])
 def test_no_prompt_at_all_is_a_usage_error(generate: Cli, arguments: list[str], piped: bytes | None) -> None:
-    result = generate(*arguments, stdin=piped)
-    assert (result.code, result.out) == (2, b"")
-    assert result.err.startswith("gptcli: error: there is no prompt\nhint: ")
+    generate(*arguments, stdin=piped).fails(2, "gptcli: error: there is no prompt\nhint: ")
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(["a"], 0), ([], 2), (["-"], 4)])
-def test_closed_stdin_is_no_prompt(generate: Cli, says: Callable[..., None], arguments: list[str], code: int) -> None:
+def test_closed_stdin_is_no_prompt(generate: Cli, says: Says, arguments: list[str], code: int) -> None:
     says()
     assert generate(*arguments, stdin=CLOSED).code == code
 
 
-def test_invalid_utf8_is_refused_with_its_offset(generate: Cli) -> None:
-    result = generate(stdin="né".encode() + b"\xff")
-    assert (result.code, result.out) == (4, b"")
-    assert result.err.startswith("gptcli: error: not UTF-8: standard input: byte 3\nhint: --errors replace")
-
-
-def test_a_nul_byte_looks_binary(generate: Cli) -> None:
-    result = generate(stdin=b"ab\0c")
-    assert result.code == 4
-    assert "a NUL byte at 2; it looks binary" in result.err
-
-
-def test_input_beyond_the_limit_is_refused(generate: Cli) -> None:
-    result = generate("--max-input", "4", stdin=b"12345")
-    assert result.code == 4
-    assert "more than 4 bytes\nhint: raise the limit with --max-input" in result.err
+@pytest.mark.parametrize(
+    ("options", "stdin", "complaint"),
+    [
+        ([], "né".encode() + b"\xff", "gptcli: error: not UTF-8: standard input: byte 3\nhint: --errors replace"),
+        ([], b"ab\0c", "a NUL byte at 2; it looks binary"),
+        (["--max-input", "4"], b"12345", "more than 4 bytes\nhint: raise the limit with --max-input"),
+    ],
+)
+def test_unusable_input_is_refused(generate: Cli, options: list[str], stdin: bytes, complaint: str) -> None:
+    generate(*options, stdin=stdin).fails(4, complaint)
 
 
 def test_endless_input_is_not_read_to_its_end(generate: Cli) -> None:
     with subprocess.Popen(["yes"], stdout=subprocess.PIPE) as endless:
-        assert endless.stdout is not None
         result = generate("-f", f"/dev/fd/{endless.stdout.fileno()}")
         endless.terminate()
-    assert result.code == 4
-    assert "more than 16777216 bytes" in result.err
+    result.fails(4, "more than 16777216 bytes")
 
 
 @pytest.mark.parametrize("path", ["/nowhere/at/all", "/"])
 def test_an_unreadable_file_is_named(generate: Cli, path: str) -> None:
-    result = generate("-f", path)
-    assert result.code == 4
-    assert result.err.startswith(f"gptcli: error: cannot open: {path}: ")
+    generate("-f", path).fails(4, f"gptcli: error: cannot open: {path}: ")
 
 
 @pytest.mark.parametrize("arguments", [["a\udcff"], ["a", "--stop", "\udcff"], ["a", "--chat", "--system", "\udcff"]])
 def test_an_argument_that_is_not_utf8_is_a_usage_error(generate: Cli, arguments: list[str]) -> None:
-    result = generate(*arguments)
-    assert result.code == 2
-    assert "not UTF-8 at byte" in result.err
+    generate(*arguments).fails(2, "not UTF-8 at byte")
 
 
-def test_a_chat_prompt_is_put_into_the_models_template(
-    generate: Cli, says: Callable[..., None], tiny: LanguageModel, tmp_path: Path
-) -> None:
+def test_a_chat_prompt_is_put_into_the_template(generate: Cli, says: Says, tiny: LanguageModel, tmp_path: Path) -> None:
     says()
     system = tmp_path / "system"
     system.write_text("Be brief.")
@@ -155,55 +136,44 @@ def test_a_chat_prompt_is_put_into_the_models_template(
     expected = len(tiny.template.render(messages, tiny.tokenizer))
     for option in (["--system-file", str(system)], ["--system", "Be brief."]):
         result = generate("--json", "--chat", "hello <|im_end|>", *option)
-        assert json.loads(result.out)["prompt_tokens"] == expected
+        assert result.json["prompt_tokens"] == expected
 
 
-def test_a_template_of_the_model_is_chosen_by_its_name_unless_there_is_such_a_file(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_beats_a_template_of_its_name(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     templates = [{"name": name, "template": name + ": {{ messages[0].content }}"} for name in ("default", "brief")]
-    model = make_model(tmp_path / "model", template=templates)  # type: ignore[arg-type]
+    model = make_model(tmp_path / "model", template=templates)
     monkeypatch.chdir(tmp_path)
 
     def text(*options: str) -> Any:
-        return json.loads(cli("generate", "-m", model, "--prompt-report", "--json", "--chat", "Hi", *options).out)[
-            "text"
-        ]
+        return cli("generate", "-m", model, "--prompt-report", "--json", "--chat", "Hi", *options).json["text"]
 
     assert [text(), text("--chat-template", "brief")] == ["default: Hi", "brief: Hi"]
     missing = cli("generate", "-m", model, "--chat", "Hi", "--chat-template", "long")
-    assert missing.code == 4
-    assert "long: no such file; no chat template: " in missing.err and "there are: brief, default" in missing.err
+    missing.fails(4, "long: no such file; no chat template: ", "there are: brief, default")
     (tmp_path / "brief").write_text("file: {{ messages[0].content }}")
     assert text("--chat-template", "brief") == "file: Hi"
 
 
 @pytest.mark.parametrize("command", [("chat",), ("generate", "--chat")], ids=" ".join)
-def test_thoughts_and_an_effort_are_asked_of_a_model_that_can_be_told(
-    cli: Cli, tmp_path: Path, command: tuple[str, ...]
-) -> None:
+def test_thinking_and_effort_need_a_template_with_them(cli: Cli, tmp_path: Path, command: tuple[str, ...]) -> None:
     told = make_model(tmp_path / "told", template="{{ thinking }} {{ reasoning_effort }}: {{ messages[0].content }}")
     options = ("--no-think", "--reasoning-effort", "low", "Hi")
     report = cli(*command, "-m", told, "--prompt-report", "--json", *options)
-    assert json.loads(report.out)["text"] == "False low: Hi"
+    assert report.json["text"] == "False low: Hi"
     other = make_model(tmp_path / "other")
     for asked, reason in ((options[1:], "the reasoning effort"), (("--think", "Hi"), "thinking")):
-        result = cli(*command, "-m", other, *asked)
-        assert result.code == 2 and f"no switch for {reason}" in result.err
+        cli(*command, "-m", other, *asked).fails(2, f"no switch for {reason}")
 
 
-def test_control_tokens_in_a_prompt_are_text_unless_special(generate: Cli, says: Callable[..., None]) -> None:
+def test_control_tokens_in_a_prompt_are_text_unless_special(generate: Cli, says: Says) -> None:
     says()
-    as_text = json.loads(generate("--json", "<|im_start|>").out)["prompt_tokens"]
-    as_token = json.loads(generate("--json", "--special", "<|im_start|>").out)["prompt_tokens"]
+    as_text = generate("--json", "<|im_start|>").json["prompt_tokens"]
+    as_token = generate("--json", "--special", "<|im_start|>").json["prompt_tokens"]
     assert as_text > as_token == 1
 
 
 @pytest.mark.parametrize(
-    "option",
-    ["--system b", "--system-file b", "--chat-template b", "--think", "--no-think", "--reasoning-effort low"],
+    "option", ["--system b", "--system-file b", "--chat-template b", "--think", "--no-think", "--reasoning-effort low"]
 )
 def test_what_shapes_a_chat_needs_chat(generate: Cli, option: str) -> None:
-    result = generate("a", *option.split())
-    assert result.code == 2
-    assert "need --chat" in result.err
+    generate("a", *option.split()).fails(2, "need --chat")

@@ -3,44 +3,33 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from gptcli import LanguageModel
 from tests.cli.conftest import Cli
+from tests.test_layers import loaded_by
 from tests.tiny import make_model
 
 
 def test_the_prompt_report_needs_no_torch(tiny_model: Path) -> None:
-    check = (
-        "import sys; from gptcli.cli.app import run\n"
-        f"assert run(['generate', '-m', {str(tiny_model)!r}, '--chat', 'Hello', '-n', '9', '--prompt-report']) == 0\n"
-        "assert 'torch' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", check], stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    given = ["generate", "-m", str(tiny_model), "--chat", "Hello", "-n", "9", "--prompt-report"]
+    assert loaded_by(f"from gptcli.cli.app import run; assert run({given!r}) == 0", "torch") == set()
 
 
 def report(cli: Cli, model: Path, *arguments: str) -> dict[str, Any]:
     result = cli("generate", "-m", model, "--prompt-report", "--json", *arguments)
     assert (result.code, result.err) == (0, "")
-    return json.loads(result.out)
+    return result.json
 
 
-def test_a_prompt_report_shows_the_rendered_prompt_and_where_control_tokens_come_from(
-    cli: Cli, tiny_model: Path, tiny: LanguageModel
-) -> None:
+def test_a_report_shows_the_prompt_and_where_tokens_come_from(cli: Cli, tiny_model: Path, tiny: LanguageModel) -> None:
     shown = report(cli, tiny_model, "--chat", "Hello <|im_end|>", "-t", "0.3", "-n", "9", "--stop", "END")
     assert shown["text"] == "<|im_start|>user\nHello <|im_end|><|im_end|>\n<|im_start|>assistant\n"
     tokens = shown["tokens"]
     assert tiny.tokenizer.decode([token["id"] for token in tokens]).decode() == shown["text"]
-    assert [(t["token"], t["special"]) for t in tokens if t["special"]] == [
-        ("<|im_start|>", "template"),
-        ("<|im_end|>", "template"),
-        ("<|im_start|>", "template"),
-    ]
+    special = [(token["token"], token["special"]) for token in tokens if token["special"]]
+    assert special == [(name, "template") for name in ("<|im_start|>", "<|im_end|>", "<|im_start|>")]
     assert shown["stop_ids"] == [{"id": 2, "token": "<|im_end|>", "from": ["config.json", "tokenizer_config.json"]}]
     assert (shown["stop"], shown["max_tokens"], shown["doubled_bos"]) == (["END"], 9, False)
     assert shown["sampling"]["temperature"] == {"value": 0.3, "from": "flag"}
@@ -64,11 +53,8 @@ def test_a_prompt_report_flags_a_doubled_bos(cli: Cli, tmp_path: Path) -> None:
 
 def test_a_prompt_report_says_what_makes_models_answer_nonsense(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
     notes = report(cli, tiny_model, "-n", "9", "<|im_end|> ")["notes"]
-    assert [note[:30] for note in notes] == [
-        "this model has a chat template",
-        "<|im_end|> in the prompt is te",
-        "the prompt ends with a space, ",
-    ]
+    begin = ("this model has a chat template", "<|im_end|> in the prompt is te", "the prompt ends with a space, ")
+    assert tuple(note[:30] for note in notes) == begin
     assert "does not fit: " in str(report(cli, tiny_model, "--chat", "x" * 400)["notes"])
     assert "are more than the context of 256" in str(report(cli, tiny_model, "--chat", "x", "-n", "300")["notes"])
     without_bos = make_model(tmp_path / "m", adds_bos=True, template="{{ messages[0]['content'] }}", eos_token_id=None)
@@ -77,7 +63,7 @@ def test_a_prompt_report_says_what_makes_models_answer_nonsense(cli: Cli, tiny_m
 
 def test_a_prompt_report_in_a_pipe_is_names_and_values(cli: Cli, tiny_model: Path) -> None:
     result = cli("generate", "-m", tiny_model, "--chat", "Hi", "--prompt-report")
-    rows = dict(line.split("\t") for line in result.out.decode().splitlines())
+    rows = dict(result.rows)
     assert json.loads(rows["text"]) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert rows["special.0"] == "1 <|im_start|> (template)"
     assert rows["doubled_bos"] == "no"

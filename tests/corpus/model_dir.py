@@ -23,7 +23,7 @@ GENERATION = {"temperature": 0.7, "top_p": 0.9, "eos_token_id": [2]}
 # The outcome that a mutant must have. "accept" and "either", if accepted, must have the base model's log-probabilities.
 # "any" may be another model or none: it must only not crash, hang or babble.
 Expected = Literal["reject", "accept", "either", "any"]
-Mutator = Callable[[Random, "ModelDir"], Expected]
+Mutator = Callable[[Random, "ModelDir"], Expected | None]  # None: the mutant must be rejected
 
 
 @dataclass

@@ -64,7 +64,7 @@ def mutants(seed: int, count: int, only: str = "") -> Iterator[Mutant]:
         mutator = chosen[index % len(chosen)]
         kind = mutator.__name__
         model = ModelDir.base()
-        expected = mutator(Random(f"{seed}/{index}/{kind}"), model)
+        expected = mutator(Random(f"{seed}/{index}/{kind}"), model) or "reject"
         yield Mutant(f"{index:05}-{kind}", kind, expected, kind in mutate_tokenizers.IN_CHATS, model)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
+from functools import wraps
 from random import Random
 from typing import Any
 
-from tests.corpus.model_dir import Expected, ModelDir
+from tests.corpus.model_dir import Expected, ModelDir, Mutator
 from tests.tiny import TEMPLATE
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
@@ -20,9 +22,22 @@ _TEXT = {"Sequence": {"id": "A", "type_id": 0}}
 _TOKEN_X = {"SpecialToken": {"id": "x", "type_id": 0}}
 
 
-def vocabulary(rng: Random, model: ModelDir) -> Expected:
+def _of_tokenizer(change: Callable[[Random, Any], Expected | None]) -> Mutator:
+    """The mutator that changes what tokenizer.json holds."""
+
+    @wraps(change)
+    def mutate(rng: Random, model: ModelDir) -> Expected | None:
+        state = model.json(FILE)
+        expected = change(rng, state)
+        model.put(FILE, state)
+        return expected
+
+    return mutate
+
+
+@_of_tokenizer
+def vocabulary(rng: Random, state: Any) -> Expected:
     """A vocabulary that is impossible, or larger than the model's, which only has no use for the rest."""
-    state = model.json(FILE)
     section = state["model"]
     vocab: dict[str, Any] = section["vocab"]
     piece, other = rng.sample(sorted(vocab), 2)
@@ -41,30 +56,27 @@ def vocabulary(rng: Random, model: ModelDir) -> Expected:
             vocab |= {f"more-{index}": 320 + index for index in range(rng.choice([1, 1000]))}
         case 5:
             del section["vocab"]
-    model.put(FILE, state)
     return "any" if larger else "reject"
 
 
-def remapped(rng: Random, model: ModelDir) -> Expected:
+@_of_tokenizer
+def remapped(rng: Random, state: Any) -> Expected:
     """Two pieces swap their ids: another tokenizer, and we cannot know."""
-    state = model.json(FILE)
     vocab = state["model"]["vocab"]
     one, other = rng.sample(sorted(vocab), 2)
     vocab[one], vocab[other] = vocab[other], vocab[one]
-    model.put(FILE, state)
     return "any"
 
 
-def merges(rng: Random, model: ModelDir) -> Expected:
-    state = model.json(FILE)
+@_of_tokenizer
+def merges(rng: Random, state: Any) -> Expected:
     odd = [None, "x", 7, [7], [["a"]], [["a", "b", "c"]], ["a"], ["a b c"], [["nope", "nope"]], [None], {}]
     state["model"]["merges"] = rng.choice(odd)
-    model.put(FILE, state)
     return "any"
 
 
-def added_tokens(rng: Random, model: ModelDir) -> Expected:
-    state = model.json(FILE)
+@_of_tokenizer
+def added_tokens(rng: Random, state: Any) -> None:
     token = rng.choice(state["added_tokens"])
     match rng.randrange(4):
         case 0:
@@ -75,13 +87,11 @@ def added_tokens(rng: Random, model: ModelDir) -> Expected:
             state["added_tokens"] = rng.choice(["x", 7, {}, [7], [None], [{}], [[]]])
         case 3:
             del token[rng.choice(["id", "content"])]
-    model.put(FILE, state)
-    return "reject"
 
 
-def switched_on(rng: Random, model: ModelDir) -> Expected:
+@_of_tokenizer
+def switched_on(rng: Random, state: Any) -> Expected:
     """Settings of training, which inference ignores."""
-    state = model.json(FILE)
     side = {"direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "x"}
     match rng.randrange(3):
         case 0:
@@ -90,7 +100,6 @@ def switched_on(rng: Random, model: ModelDir) -> Expected:
             state["padding"] = {"strategy": {"Fixed": rng.choice([10**9, 7])}, **side}
         case 2:
             state["truncation"] = {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}
-    model.put(FILE, state)
     return "accept"
 
 
@@ -166,8 +175,8 @@ def decoder(rng: Random, model: ModelDir) -> Expected:
     return "any"
 
 
-def model_part(rng: Random, model: ModelDir) -> Expected:
-    state = model.json(FILE)
+@_of_tokenizer
+def model_part(rng: Random, state: Any) -> Expected:
     section = state["model"]
     changes: list[dict[str, Any]] = [
         {"continuing_subword_prefix": "x" * 1000}, {"continuing_subword_prefix": "é"}, {"end_of_word_suffix": "</w>"},
@@ -180,38 +189,33 @@ def model_part(rng: Random, model: ModelDir) -> Expected:
         {"dropout": -1}, {"cache_capacity": 2**63},
     ]  # fmt: skip
     state["model"] = section | rng.choice(changes)
-    model.put(FILE, state)
     return "any"
 
 
-def long_pieces(rng: Random, model: ModelDir) -> Expected:
+@_of_tokenizer
+def long_pieces(rng: Random, state: Any) -> None:
     """A Unigram vocabulary with a piece that makes the library's tree deep."""
-    state = model.json(FILE)
     pieces = [[piece, -1.0] for piece in sorted(state["model"]["vocab"])]
     rng.choice(pieces)[0] = rng.choice(["a", "Ġ", "é"]) * rng.choice([257, 10_000, 1_000_000])
     state["model"] = {"type": "Unigram", "unk_id": 0, "vocab": pieces}
-    model.put(FILE, state)
-    return "reject"
 
 
-def sections(rng: Random, model: ModelDir) -> Expected:
+@_of_tokenizer
+def sections(rng: Random, state: Any) -> Expected:
     """A section that is missing, of another type, or a copy of another one."""
-    state = model.json(FILE)
     name = rng.choice(sorted(state))
     if rng.random() < 0.3:
         del state[name]
     else:
         values = [None, [], {}, "x", 7, True, {"type": "Sequence"}, state[rng.choice(sorted(state))]]
         state[name] = rng.choice(values)
-    model.put(FILE, state)
     return "any"
 
 
 def settings(rng: Random, model: ModelDir) -> Expected:
     """Values of any type in tokenizer_config.json, of which only a new token changes what the model computes."""
     values = [7, True, [], ["x"], {}, {"content": 7}, {"content": "<|im_end|>"}, {"content": []}, None, "\ud800",
-              "nope",
-              "x" * 1_000_000, "\x1b[2J", 1e308, {"__type": "AddedToken"}]  # fmt: skip
+              "nope", "x" * 1_000_000, "\x1b[2J", 1e308, {"__type": "AddedToken"}]  # fmt: skip
     fields = ["eos_token", "bos_token", "pad_token", "unk_token", "add_bos_token", "model_max_length",
               "tokenizer_class",
               "added_tokens_decoder", "messages_token", "clean_up_tokenization_spaces", "auto_map"]  # fmt: skip
@@ -220,11 +224,10 @@ def settings(rng: Random, model: ModelDir) -> Expected:
     return "any" if field.endswith("_token") and isinstance(value, str) else "either"
 
 
-def templates_of_wrong_types(rng: Random, model: ModelDir) -> Expected:
+def templates_of_wrong_types(rng: Random, model: ModelDir) -> None:
     """Chat templates that are not text, or not Jinja."""
     named = [[{"name": ["x"], "template": "y"}], [{"name": "default", "template": 7}], [{"name": {}}], [7], [None], []]
     model.change(SETTINGS, chat_template=rng.choice([7, True, {}, 1.5, "{% for %}", "{{", *named]))
-    return "reject"
 
 
 def templates(rng: Random, model: ModelDir) -> Expected:

@@ -7,6 +7,7 @@ import math
 import os
 import struct
 from collections.abc import Callable
+from functools import wraps
 from itertools import accumulate
 from pathlib import Path
 from random import Random
@@ -14,41 +15,64 @@ from typing import Any
 
 import numpy as np
 
-from tests.corpus.model_dir import WEIGHTS, Expected, ModelDir
+from tests.corpus.model_dir import WEIGHTS, Expected, ModelDir, Mutator
 
+Tensors = dict[str, tuple[str, Any]]
 INDEX = "model.safetensors.index.json"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 HOSTILE_NAMES = ["\x1b[31mred\x1b]0;owned\x07", "\u202ereversed", "n" * 70_000, "../../etc/passwd", "", "a\0b",
-                 "\ud800",
-                 "two\nlines", "%s%n{0}", "[red]x[/b]", "\u2028", "\x9b2J"]  # fmt: skip
+                 "\ud800", "two\nlines", "%s%n{0}", "[red]x[/b]", "\u2028", "\x9b2J"]  # fmt: skip
 
 
-def header_length(rng: Random, model: ModelDir) -> Expected:
+def _of_header(change: Callable[[Random, dict[str, Any]], Expected | None]) -> Mutator:
+    """The mutator that changes the header of the weights."""
+
+    @wraps(change)
+    def mutate(rng: Random, model: ModelDir) -> Expected | None:
+        header, data = model.header()
+        expected = change(rng, header)
+        model.put_header(header, data)
+        return expected
+
+    return mutate
+
+
+def _of_tensors(change: Callable[[Random, Tensors], Expected | None]) -> Mutator:
+    """The mutator that changes tensors, by name: a dtype and the values."""
+
+    @wraps(change)
+    def mutate(rng: Random, model: ModelDir) -> Expected | None:
+        tensors = _tensors(model)
+        expected = change(rng, tensors)
+        _put(model, tensors)
+        return expected
+
+    return mutate
+
+
+def header_length(rng: Random, model: ModelDir) -> None:
     data = model.files[WEIGHTS]
     (length,) = struct.unpack("<Q", data[:8])
     lies = [2**63, 2**64 - 1, 2**32, 0, 1, 8, length - 1, length + 1, len(data), len(data) - 8, 100_000_001,
             rng.getrandbits(64), length ^ (1 << rng.randrange(64))]  # fmt: skip
     model.files[WEIGHTS] = struct.pack("<Q", rng.choice(lies)) + data[8:]
-    return "reject"
 
 
-def truncated(rng: Random, model: ModelDir) -> Expected:
+def truncated(rng: Random, model: ModelDir) -> None:
     header, data = model.header()
     whole = model.files[WEIGHTS]
     start = len(whole) - len(data)
     borders = [0, 8, start, *(start + entry["data_offsets"][1] for entry in header.values() if "dtype" in entry)]
     at = rng.choice(borders) + rng.choice([-1, 0, 1])
     model.files[WEIGHTS] = whole[: max(0, min(at, len(whole) - 1))]
-    return "reject"
 
 
-def appended(rng: Random, model: ModelDir) -> Expected:
+def appended(rng: Random, model: ModelDir) -> None:
     model.files[WEIGHTS] += rng.randbytes(rng.choice([1, 7, 8, 4096]))
-    return "reject"
 
 
-def offsets(rng: Random, model: ModelDir) -> Expected:
-    header, data = model.header()
+@_of_header
+def offsets(rng: Random, header: dict[str, Any]) -> None:
     name, other = rng.sample(_names(header), 2)
     begin, end = header[name]["data_offsets"]
     step = rng.choice([1, 4, 128, 2**32, 2**63])
@@ -60,12 +84,10 @@ def offsets(rng: Random, model: ModelDir) -> Expected:
     header[name]["data_offsets"] = rng.choice(lies)
     if rng.random() < 0.2:
         header[name]["data_offsets"] = header[other]["data_offsets"]
-    model.put_header(header, data)
-    return "reject"
 
 
-def shapes(rng: Random, model: ModelDir) -> Expected:
-    header, data = model.header()
+@_of_header
+def shapes(rng: Random, header: dict[str, Any]) -> None:
     entry = header[rng.choice(_names(header))]
     shape = entry["shape"]
     size = int(np.prod(shape))
@@ -75,51 +97,40 @@ def shapes(rng: Random, model: ModelDir) -> Expected:
         "2", {"0": size}, [shape], [1] * 100_000 + shape, [10**400],
     ]  # fmt: skip
     entry["shape"] = rng.choice(lies)
-    model.put_header(header, data)
-    return "reject"
 
 
-def many_dimensions(rng: Random, model: ModelDir) -> Expected:
+@_of_header
+def many_dimensions(rng: Random, header: dict[str, Any]) -> None:
     """A shape of valid numbers whose product takes an hour, or has more digits than Python prints."""
-    header, data = model.header()
     header[rng.choice(sorted(header))]["shape"] = [rng.choice([1, 2**31, 2**47])] * rng.choice([9, 300, 200_000])
-    model.put_header(header, data)
-    return "reject"
 
 
-def dtypes(rng: Random, model: ModelDir) -> Expected:
-    header, data = model.header()
+@_of_header
+def dtypes(rng: Random, header: dict[str, Any]) -> None:
     known = ["I32", "U32", "F16", "BF16", "F64", "I64", "U64", "BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "I16", "U16"]
     unknown = ["f32", "F33", "", "F4", "F8_E8M0", "C64", "\x1b[2J", "F" * 70_000, None, 32, True, ["F32"], {}, 1e999]
     header[rng.choice(_names(header))]["dtype"] = rng.choice(known + unknown)
-    model.put_header(header, data)
-    return "reject"
 
 
-def same_size_dtypes(rng: Random, model: ModelDir) -> Expected:
+@_of_header
+def same_size_dtypes(rng: Random, header: dict[str, Any]) -> None:
     """The right bytes, labelled as integers."""
-    header, data = model.header()
     for name in rng.sample(_names(header), rng.randint(1, 4)):
         header[name]["dtype"] = rng.choice(["I32", "U32"])
-    model.put_header(header, data)
-    return "reject"
 
 
-def whole_numbers(rng: Random, model: ModelDir) -> Expected:
+@_of_tensors
+def whole_numbers(rng: Random, tensors: Tensors) -> None:
     """Tensors of integers or booleans instead of weights."""
     dtype, kind = rng.choice([("U8", np.uint8), ("I8", np.int8), ("BOOL", np.bool_), ("I64", np.int64)])
-    tensors = _tensors(model)
     for name in rng.sample(sorted(tensors), 2):
         tensors[name] = dtype, tensors[name][1].astype(kind)
-    _put(model, tensors)
-    return "reject"
 
 
-def doubles(rng: Random, model: ModelDir) -> Expected:
-    tensors = _tensors(model)
+@_of_tensors
+def doubles(rng: Random, tensors: Tensors) -> Expected:
     for name in rng.sample(sorted(tensors), rng.randint(1, 3)):
         tensors[name] = "F64", tensors[name][1].astype(np.float64)
-    _put(model, tensors)
     return "either"
 
 
@@ -132,7 +143,7 @@ def reordered(rng: Random, model: ModelDir) -> Expected:
     return "accept"
 
 
-def duplicate_keys(rng: Random, model: ModelDir) -> Expected:
+def duplicate_keys(rng: Random, model: ModelDir) -> None:
     header, data = model.header()
     name = rng.choice(_names(header))
     text = json.dumps(header)
@@ -144,33 +155,27 @@ def duplicate_keys(rng: Random, model: ModelDir) -> Expected:
             '"dtype": "F32"', rng.choice(['"dtype": "F32", "dtype": "F32"', '"dtype": "I8", "dtype": "F32"']), 1
         )
     model.put_header(text.encode(), data)
-    return "reject"
 
 
-def fields_of_an_entry(rng: Random, model: ModelDir) -> Expected:
-    header, data = model.header()
+@_of_header
+def fields_of_an_entry(rng: Random, header: dict[str, Any]) -> None:
     name = rng.choice(_names(header))
     if rng.random() < 0.7:
         del header[name][rng.choice(["dtype", "shape", "data_offsets"])]
     else:
         header[name] = rng.choice([None, [], "F32", 7, {}, [header[name]]])
-    model.put_header(header, data)
-    return "reject"
 
 
-def metadata(rng: Random, model: ModelDir) -> Expected:
-    header, data = model.header()
+@_of_header
+def metadata(rng: Random, header: dict[str, Any]) -> Expected:
     odd = [None, [], "x", 7, {"a": 1}, {"a": None}, {"a" * 70_000: "b"}, {"\ud800": "\x1b[2J"}, {}, {"format": "tf"}]
     header["__metadata__"] = rng.choice(odd)
-    model.put_header(header, data)
     return "either"
 
 
-def renamed(rng: Random, model: ModelDir) -> Expected:
-    header, data = model.header()
+@_of_header
+def renamed(rng: Random, header: dict[str, Any]) -> None:
     header[rng.choice(HOSTILE_NAMES)] = header.pop(rng.choice(_names(header)))
-    model.put_header(header, data)
-    return "reject"
 
 
 def hostile_extra(rng: Random, model: ModelDir) -> Expected:
@@ -190,71 +195,59 @@ def header_flips(rng: Random, model: ModelDir) -> Expected:
     return "either"
 
 
-def header_bombs(rng: Random, model: ModelDir) -> Expected:
+def header_bombs(rng: Random, model: ModelDir) -> None:
     header, data = model.header()
     text = json.dumps(header)
     bombs = ["[" * 100_000 + "]" * 100_000, '{"a":' * 50_000 + "1" + "}" * 50_000, "9" * 5_000, "NaN", "Infinity"]
     model.put_header(f'{text[:-1]}, "bomb": {rng.choice(bombs)}}}'.encode(), data)
-    return "reject"
 
 
-def tensors_missing(rng: Random, model: ModelDir) -> Expected:
-    tensors = _tensors(model)
+@_of_tensors
+def tensors_missing(rng: Random, tensors: Tensors) -> None:
     del tensors[rng.choice(sorted(tensors))]
-    _put(model, tensors)
-    return "reject"
 
 
-def tensors_extra(rng: Random, model: ModelDir) -> Expected:
+@_of_tensors
+def tensors_extra(rng: Random, tensors: Tensors) -> Expected:
     """Tensors that nothing uses, neither does the reference."""
-    tensors = _tensors(model)
     extra = ["x", "model.layers.0.self_attn.q_norm.weight", "lm_head.bias", f"{rng.choice(sorted(tensors))}_scale"]
     tensors[rng.choice(extra)] = "F32", np.ones(32, np.float32)
-    _put(model, tensors)
     return "accept"
 
 
-def tensors_of_another_model(rng: Random, model: ModelDir) -> Expected:
+@_of_tensors
+def tensors_of_another_model(rng: Random, tensors: Tensors) -> None:
     """A layer beyond the last, or a bias beside a weight that has none."""
-    tensors = _tensors(model)
     extra = ["model.layers.2.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.bias", "model.norm.bias"]
     tensors[rng.choice(extra)] = "F32", np.ones(32, np.float32)
-    _put(model, tensors)
-    return "reject"
 
 
-def harmless_extra(rng: Random, model: ModelDir) -> Expected:
-    tensors = _tensors(model)
+@_of_tensors
+def harmless_extra(rng: Random, tensors: Tensors) -> Expected:
     tensors[f"model.layers.{rng.randrange(2)}.self_attn.rotary_emb.inv_freq"] = "F32", np.ones(4, np.float32)
-    _put(model, tensors)
     return "accept"
 
 
-def transposed(rng: Random, model: ModelDir) -> Expected:
-    tensors = _tensors(model)
+@_of_tensors
+def transposed(rng: Random, tensors: Tensors) -> None:
     oblong = [name for name, (_, values) in tensors.items() if values.ndim == 2 and values.shape[0] != values.shape[1]]
     name = rng.choice(sorted(oblong))
     values = tensors[name][1]
     tensors[name] = "F32", rng.choice([values.T, values[:-1], values[:, :-1], values[None], values.ravel()])
-    _put(model, tensors)
-    return "reject"
 
 
-def not_finite(rng: Random, model: ModelDir) -> Expected:
-    tensors = _tensors(model)
+@_of_tensors
+def not_finite(rng: Random, tensors: Tensors) -> None:
     name = rng.choice(sorted(tensors))
     values = tensors[name][1].copy()
     values.ravel()[rng.randrange(values.size)] = rng.choice([np.nan, np.inf, -np.inf])
     tensors[name] = "F32", values
-    _put(model, tensors)
-    return "reject"
 
 
-def enormous_values(rng: Random, model: ModelDir) -> Expected:
-    tensors = _tensors(model)
+@_of_tensors
+def enormous_values(rng: Random, tensors: Tensors) -> Expected:
     name = rng.choice(sorted(tensors))
     tensors[name] = "F32", tensors[name][1] * np.float32(rng.choice([1e38, 1e30, 1e-38, 0.0, -1e20]))
-    _put(model, tensors)
     return "any"
 
 
@@ -272,7 +265,7 @@ def sharded(rng: Random, model: ModelDir) -> Expected:
     return "accept"
 
 
-def shards(rng: Random, model: ModelDir) -> Expected:
+def shards(rng: Random, model: ModelDir) -> None:
     """Two shards, and one contradiction between them and their index."""
     _shard(rng, model)
     index = model.json(INDEX)
@@ -280,11 +273,9 @@ def shards(rng: Random, model: ModelDir) -> Expected:
     name = rng.choice(sorted(weight_map))
     home = weight_map[name]
     other = SHARDS[1 - SHARDS.index(home)]
-    paths = ["../../x.safetensors", "/etc/passwd", "/etc/x.safetensors", "sub/x.safetensors", "", ".", "..",
-             None, 7, [home],
-             {}, True, "x\0.safetensors", "nope.safetensors", "config.json", "./" + home, home + "/",
-             "\x1b[31m.safetensors",
-             "a" * 5_000 + ".safetensors", "\ud800.safetensors"]  # fmt: skip
+    paths = ["../../x.safetensors", "/etc/passwd", "/etc/x.safetensors", "sub/x.safetensors", "", ".", "..", None, 7,
+             [home], {}, True, "x\0.safetensors", "nope.safetensors", "config.json", "./" + home, home + "/",
+             "\x1b[31m.safetensors", "a" * 5_000 + ".safetensors", "\ud800.safetensors"]  # fmt: skip
     match rng.randrange(6):
         case 0:
             weight_map[name] = rng.choice(paths)
@@ -301,7 +292,6 @@ def shards(rng: Random, model: ModelDir) -> Expected:
         case 5:
             index = rng.choice([None, [], "x", 7])
     model.put(INDEX, index)
-    return "reject"
 
 
 def careless_index(rng: Random, model: ModelDir) -> Expected:
@@ -381,7 +371,7 @@ def code_beside(rng: Random, model: ModelDir) -> Expected:
     return "accept" if ours else "reject"
 
 
-def too_large(rng: Random, model: ModelDir) -> Expected:
+def too_large(rng: Random, model: ModelDir) -> None:
     """A well-formed, sparse file that is larger than memory."""
     size = rng.choice([1 << 23, 1 << 24])
     model.change("config.json", hidden_size=4096, vocab_size=size, head_dim=1024, intermediate_size=size)
@@ -394,14 +384,13 @@ def too_large(rng: Random, model: ModelDir) -> Expected:
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     model.replace(WEIGHTS, lambda path: _sparse(path, struct.pack("<Q", len(text)) + text, 8 + len(text) + end))
-    return "reject"
 
 
 def _names(header: dict[str, Any]) -> list[str]:
     return sorted(name for name in header if name != "__metadata__")
 
 
-def _tensors(model: ModelDir) -> dict[str, tuple[str, Any]]:
+def _tensors(model: ModelDir) -> Tensors:
     header, data = model.header()
     return {
         name: ("F32", np.frombuffer(data[slice(*entry["data_offsets"])], np.float32).reshape(entry["shape"]))
@@ -410,7 +399,7 @@ def _tensors(model: ModelDir) -> dict[str, tuple[str, Any]]:
     }
 
 
-def _put(model: ModelDir, tensors: dict[str, tuple[str, Any]], metadata: object = None, name: str = WEIGHTS) -> None:
+def _put(model: ModelDir, tensors: Tensors, metadata: object = None, name: str = WEIGHTS) -> None:
     ends = list(accumulate((values.nbytes for _, values in tensors.values()), initial=0))
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
     for (tensor, (dtype, values)), begin, end in zip(tensors.items(), ends[:-1], ends[1:], strict=True):
@@ -450,7 +439,7 @@ def pack(model: ModelDir) -> None:
     model.change("config.json", quantization={"bits": 4, "group_size": 32})
 
 
-def integer_scales(rng: Random, model: ModelDir) -> Expected:
+def integer_scales(rng: Random, model: ModelDir) -> None:
     """Packed weights whose scales or biases are labelled as integers of the same size, or are as many bytes."""
     pack(model)
     header, data = model.header()
@@ -464,7 +453,6 @@ def integer_scales(rng: Random, model: ModelDir) -> Expected:
         for entry in header.values():
             entry["data_offsets"] = [offset - removed * (offset >= end) for offset in entry["data_offsets"]]
     model.put_header(header, data)
-    return "reject"
 
 
 OF_HEADERS = [offsets, shapes, dtypes, same_size_dtypes, fields_of_an_entry, renamed, header_flips]

@@ -54,15 +54,8 @@ def test_a_step_runs_once_and_is_then_recorded_on_its_own_stream(said: list[str]
 
     replay = cuda_graph(run, DEVICE)
     recorded = [
-        "side waits",
-        "begin side",
-        "run",
-        "begin recording",
-        "run",
-        "end recording",
-        "end side",
-        "current waits",
-    ]
+        "side waits", "begin side", "run", "begin recording", "run", "end recording", "end side", "current waits",
+    ]  # fmt: skip
     assert said == recorded
     assert replay() is OUTPUTS and replay() is OUTPUTS
     assert said == [*recorded, "replay", "replay"]

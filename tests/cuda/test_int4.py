@@ -141,16 +141,12 @@ def test_a_long_prompt_is_multiplied_with_the_dense_weight() -> None:
     assert calls == [512]
 
 
-@pytest.mark.parametrize(
-    "weight",
-    [
-        random_weight(12, 64, 4),
-        AffineWeight(torch.zeros(8, 24, dtype=torch.uint8), torch.ones(8, 2), torch.ones(8, 2), bits=3),
-        AffineWeight(torch.zeros(2, 8, 32, dtype=torch.uint8), torch.ones(2, 8, 2), torch.ones(2, 8, 2), bits=4),
-        AffineWeight(torch.zeros(8, 32, dtype=torch.uint8), torch.ones(8, 4), torch.ones(8, 4), bits=4),
-    ],
-    ids=["12 rows", "3 bits", "experts", "groups of 16"],
-)
+@pytest.mark.parametrize("weight", [
+    random_weight(12, 64, 4),
+    AffineWeight(torch.zeros(8, 24, dtype=torch.uint8), torch.ones(8, 2), torch.ones(8, 2), bits=3),
+    AffineWeight(torch.zeros(2, 8, 32, dtype=torch.uint8), torch.ones(2, 8, 2), torch.ones(2, 8, 2), bits=4),
+    AffineWeight(torch.zeros(8, 32, dtype=torch.uint8), torch.ones(8, 4), torch.ones(8, 4), bits=4),
+], ids=["12 rows", "3 bits", "experts", "groups of 16"])  # fmt: skip
 def test_a_weight_without_a_layout_stays_as_it_is_and_is_no_failure(weight: AffineWeight) -> None:
     kernel = Tinygemm(pack, multiply)
     assert kernel.matrix(weight, CPU) is None and kernel.failure is None

@@ -12,16 +12,15 @@ from torch import Tensor
 
 import gptcli.model.cache
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.load import WeightPlan, load_decoder
 from gptcli.cuda.graph import Record, cuda_graph
 from gptcli.cuda.static_step import Outputs, StaticStep
 from gptcli.errors import NonFiniteLogits
 from gptcli.model.cache import KVCache
 from gptcli.model.position import AppendPosition
-from gptcli.runtime.device_plan import DevicePlan
 from gptcli.runtime.torch_engine import TorchEngine
 from tests.cuda.fake_cuda import OnTheDevice, fake_cuda, fake_model
 from tests.cuda.recorder import Recorder, record
+from tests.parity import test_families
 from tests.tiny import make_model
 
 DEVICES: list[tuple[str, Record]] = [("cpu", record)] + [("cuda", cuda_graph)] * torch.cuda.is_available()
@@ -43,8 +42,7 @@ def small_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
 def engine_of(
     model: Path, record: Record | None, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> TorchEngine:
-    plan = DevicePlan(WeightPlan(torch.device(device), dtype, "expand"), record=record)
-    return TorchEngine(load_decoder(ModelFolder.open(model), plan.weights), plan, 256, load_s=0.0)
+    return test_families.engine_of(model, dtype, record=record, device=device)
 
 
 def logits_of(engine: TorchEngine, text: list[int] = TEXT, prompt: int = 5) -> Tensor:

@@ -16,8 +16,7 @@ import pytest
 
 from tests.cli.conftest import ROOT
 from tests.faults import audited
-from tests.faults.conftest import edit
-from tests.tiny import TEMPLATE, make_model
+from tests.tiny import TEMPLATE, edit, make_model
 
 # A new command is a line here. MODEL stands for the model's directory, OUT for one to write to.
 COMMANDS = [
@@ -29,18 +28,9 @@ COMMANDS = [
     "train FILE -o OUT/run -m MODEL --max-steps 1 --block-size 16 --sample hi",
 ]  # fmt: skip
 # Files of Python, its libraries and the operating system may be read.
-LIBRARIES = {
-    os.path.realpath(path)
-    for path in (
-        sys.prefix,
-        sys.base_prefix,
-        *site.getsitepackages(),
-        *sysconfig.get_paths().values(),
-        ROOT / "gptcli",
-        ROOT / "gptcli.egg-info",  # what pip writes there for an editable install
-        audited.__file__,
-    )
-}
+INSTALLED = (sys.prefix, sys.base_prefix, *site.getsitepackages(), *sysconfig.get_paths().values())
+OURS = (ROOT / "gptcli", ROOT / "gptcli.egg-info", audited.__file__)  # the second is of an editable install
+LIBRARIES = {os.path.realpath(path) for path in (*INSTALLED, *OURS)}
 SYSTEM = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/", "/lib/", "/lib64/")
 
 
@@ -59,9 +49,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_opens_no_socket_runs_nothing_of_a_model_and_reads_nothing_outside_of_it(
-    hostile: Path, tmp_path: Path, command: str
-) -> None:
+def test_a_command_stays_offline_and_reads_and_runs_nothing_else(hostile: Path, tmp_path: Path, command: str) -> None:
     names = {"MODEL": hostile, "FILE": hostile / "text.txt", "REQUESTS": hostile / "requests.jsonl", "OUT": tmp_path}
     arguments = reduce(lambda text, name: text.replace(name, str(names[name])), names, command).split()
     report = tmp_path / "report"
@@ -90,7 +78,6 @@ def test_a_command_opens_no_socket_runs_nothing_of_a_model_and_reads_nothing_out
 
 
 def _is_allowed(path: str, model: Path) -> bool:
-    inside = Path(path).parent == Path(os.path.realpath(model))
-    if inside:
+    if Path(path).parent == Path(os.path.realpath(model)):
         return not path.endswith(".py")
     return path.startswith(SYSTEM) or any(path == root or path.startswith(root + os.sep) for root in LIBRARIES)

@@ -17,8 +17,8 @@ from gptcli.text.sandbox import client
 from gptcli.text.sandbox.allowlist import TRUSTED_TEMPLATES, TRUSTED_TOKENIZERS
 from gptcli.text.tokenizer import Tokenizer
 from tests.cli.conftest import Cli
-from tests.faults.conftest import Refuses, edit
-from tests.tiny import TEMPLATE, make_tokenizer
+from tests.faults.conftest import Refuses
+from tests.tiny import TEMPLATE, edit, make_tokenizer
 
 DOUBLING = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
 DOUBLING_28_TIMES = {"type": "Sequence", "normalizers": [DOUBLING] * 28}
@@ -72,9 +72,7 @@ def test_padding_truncation_and_dropout_are_off_at_inference(cli: Cli, model: Pa
     assert expected.code == 0
 
 
-def test_tokens_without_a_row_in_the_model_are_noted_and_refused_in_a_text(
-    cli: Cli, refuses: Refuses, model: Path
-) -> None:
+def test_tokens_without_a_row_are_noted_and_refused_in_a_text(cli: Cli, refuses: Refuses, model: Path) -> None:
     flat = ("-n", "3", "-t", "0")
     expected = cli("generate", "-m", model, *flat, "hi")
     added = json.loads((model / "tokenizer.json").read_text())["added_tokens"]
@@ -91,7 +89,7 @@ def test_rows_that_pad_the_embedding_are_never_drawn(cli: Cli, model: Path) -> N
     """The tokenizer has 304 tokens, the model 320."""
     flat = ("-t", "50", "--top-k", "0", "--top-p", "1", "--min-p", "0", "-s", "1", "--ignore-eos")
     result = cli("generate", "-m", model, "-n", "200", *flat, "--json", "hi")
-    record = json.loads(result.out)
+    record = result.json
     assert len(record["ids"]) == 200 and 290 < max(record["ids"]) < 304
 
 
@@ -136,7 +134,7 @@ def test_the_default_model_pays_for_no_process(real_weights: Path, monkeypatch: 
     assert Tokenizer.open(directory).encode("In a small town")
 
 
-def test_a_piece_so_long_that_the_library_overflows_its_stack_is_refused(refuses: Refuses, model: Path) -> None:
+def test_a_piece_that_would_overflow_a_stack_is_refused(refuses: Refuses, model: Path) -> None:
     pieces: list[list[Any]] = [[piece, -1.0] for piece in make_tokenizer().get_vocab()]
     pieces[-1][0] = "a" * 1_000_000
     edit(model / "tokenizer.json", model={"type": "Unigram", "unk_id": 0, "vocab": pieces})
@@ -154,9 +152,7 @@ def test_a_piece_so_long_that_the_library_overflows_its_stack_is_refused(refuses
           "lowercase": True}, "<|IM_END|>"),
     ],
 )  # fmt: skip
-def test_control_tokens_that_only_normalizing_makes_of_a_text_are_plain_text(
-    tmp_path: Path, normalizer: dict[str, Any], typed: str
-) -> None:
+def test_a_control_token_that_normalizing_makes_is_text(tmp_path: Path, normalizer: dict[str, Any], typed: str) -> None:
     added = json.loads(make_tokenizer().to_str())["added_tokens"]
     normalized = [token | {"normalized": True} for token in added]
     tokenizer = opened(tmp_path, normalizer=normalizer, added_tokens=normalized)
@@ -168,7 +164,7 @@ def test_control_tokens_that_only_normalizing_makes_of_a_text_are_plain_text(
     assert template.render([Message("user", f"a {typed} b")], tokenizer).count(end[0]) == 1
 
 
-def test_an_added_token_of_megabytes_is_refused_before_anything_looks_for_it(refuses: Refuses, model: Path) -> None:
+def test_an_added_token_of_megabytes_is_refused(refuses: Refuses, model: Path) -> None:
     tokenizer = json.loads(make_tokenizer().to_str())
     long = {**tokenizer["added_tokens"][0], "content": "a" * 5_000_000}
     edit(model / "tokenizer.json", added_tokens=[*tokenizer["added_tokens"][1:], long])

@@ -16,6 +16,7 @@ import jsonschema
 
 import gptcli
 from gptcli import Finished, LanguageModel
+from tests.generation.outcomes import completed
 
 _PERSON = {
     "type": "object",
@@ -80,55 +81,31 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "ref": {"$defs": {"p": _PERSON}, "type": "array", "items": {"$ref": "#/$defs/p"}, "maxItems": 2},
     "definitions": {"definitions": {"s": _SHORT}, **_object(a={"$ref": "#/definitions/s"})},
     "ref to a property": _object(a=_SHORT, b={"$ref": "#/properties/a"}),
-    "tree": {
-        "$defs": {
-            "node": {
-                "type": "object",
-                "properties": {
-                    "value": {"type": "integer"},
-                    "children": {"type": "array", "items": {"$ref": "#/$defs/node"}, "maxItems": 2},
-                },
-                "required": ["value"],
-                "additionalProperties": False,
-            }
-        },
-        "$ref": "#/$defs/node",
-    },
-    "list": {
-        "$defs": {"l": {"anyOf": [{"type": "null"}, _object(head={"type": "integer"}, tail={"$ref": "#/$defs/l"})]}},
-        "$ref": "#/$defs/l",
-    },
+    "tree": {"$defs": {"node": {"type": "object", "properties": {"value": {"type": "integer"},
+         "children": {"type": "array", "items": {"$ref": "#/$defs/node"}, "maxItems": 2}}, "required": ["value"],
+         "additionalProperties": False}}, "$ref": "#/$defs/node"},
+    "list": {"$defs": {"l": {"anyOf": [{"type": "null"}, _object(head={"type": "integer"},
+         tail={"$ref": "#/$defs/l"})]}}, "$ref": "#/$defs/l"},
     "unicode": _object(**{"größe": {"enum": ["groß", "klein"]}, "町": {"const": "小さな"}, "😀": {"type": "boolean"}}),
     "escapes": _object(**{'a"b\\c\n': {"enum": ["x\ty", 'say "hi"', "back\\slash", "\u2028"]}}),
     "map": {"type": "object", "additionalProperties": {"type": "integer"}},
     "map beside": {"type": "object", "properties": {"a": _SHORT}, "additionalProperties": {"type": "boolean"}},
-    "patternProperties": {
-        "type": "object",
-        "patternProperties": {"^n_": {"type": "integer"}},
-        "additionalProperties": False,
-    },
+    "patternProperties": {"type": "object", "patternProperties": {"^n_": {"type": "integer"}},
+         "additionalProperties": False},
     "anyOf": {"anyOf": [{"type": "integer"}, _SHORT, _object(a={"type": "null"})]},
     "oneOf": {"oneOf": [{"type": "integer"}, _SHORT, {"type": "array", "items": {"type": "boolean"}}]},
-    "oneOf by kind": {
-        "oneOf": [
-            _object(kind={"const": "circle"}, r={"type": "number"}),
-            _object(kind={"const": "square"}, side={"type": "number"}),
-        ]
-    },
+    "oneOf by kind": {"oneOf": [_object(kind={"const": "circle"}, r={"type": "number"}),
+         _object(kind={"const": "square"}, side={"type": "number"})]},
     "allOf": {"allOf": [{"type": "integer", "minimum": 5}, {"maximum": 9}]},
     "minProperties": {"type": "object", "minProperties": 1, "additionalProperties": {"type": "null"}},
     "nullable": _object(a={"anyOf": [{"type": "null"}, {"type": "string", "format": "date"}]}),
-}
+}  # fmt: skip
 
 
 def text_of(lm: LanguageModel, prompt: str, schema: dict[str, Any], **options: Any) -> tuple[str, Finished]:
     """A text under a schema, and how it ended."""
-    text = b""
-    for event in lm.generate(prompt, json_schema=schema, **options):
-        if isinstance(event, Finished):
-            return text.decode(), event
-        text += event.data
-    raise AssertionError("a generation ended without Finished")
+    text, finished = completed(lm.generate(prompt, json_schema=schema, **options))
+    return text.decode(), finished
 
 
 def check(text: str, schema: dict[str, Any]) -> None:

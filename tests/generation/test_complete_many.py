@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from gptcli import Completed, Finished, LanguageModel, Request, TextDelta
-from gptcli.errors import ContextOverflow, GptcliError, InputError, UsageError
+from gptcli import Completed, LanguageModel, Request
+from gptcli.errors import ContextOverflow, InputError, UsageError
+from tests.generation.outcomes import facts, outcome
 
 REQUESTS = [
     Request("In a small town", max_tokens=12, seed=3, temperature=1.5, ignore_eos=True),
@@ -20,7 +21,7 @@ REQUESTS = [
 
 def alone(lm: LanguageModel, request: Request) -> tuple[object, ...]:
     """The facts of a request that runs alone."""
-    *deltas, finished = lm.generate(
+    events = lm.generate(
         request.prompt,
         max_tokens=request.stopping.max_tokens,
         stop=request.stopping.strings,
@@ -29,23 +30,13 @@ def alone(lm: LanguageModel, request: Request) -> tuple[object, ...]:
         choices=request.constraint.choices if request.constraint else (),
         **request.given,
     )
-    assert isinstance(finished, Finished)
-    return facts(Completed(b"".join(delta.data for delta in deltas if isinstance(delta, TextDelta)), finished))
-
-
-def facts(text: Completed | GptcliError) -> tuple[object, ...]:
-    """Everything in a completed text but its times."""
-    assert isinstance(text, Completed)
-    end = text.finished
-    logprobs = end.logprobs and [step.chosen.id for step in end.logprobs]
-    return text.data, end.ids, end.reason, end.stop, end.seed, end.usage.prompt_tokens, logprobs
+    return facts(*outcome(events))
 
 
 def test_each_text_is_what_it_would_be_alone(tiny: LanguageModel) -> None:
     answers = dict(tiny.complete_many(REQUESTS))
-    assert {index: facts(text) for index, text in answers.items()} == {
-        index: alone(tiny, request) for index, request in enumerate(REQUESTS)
-    }
+    found = {index: facts(each.data, each.finished) for index, each in answers.items() if isinstance(each, Completed)}
+    assert found == {index: alone(tiny, request) for index, request in enumerate(REQUESTS)}
 
 
 def test_texts_come_as_they_end_or_in_the_order_of_their_requests(tiny: LanguageModel) -> None:
@@ -70,7 +61,7 @@ def test_a_request_that_fails_has_its_error_and_the_others_go_on(tiny: LanguageM
     assert answers[3] is requests[3]
 
 
-def test_what_is_an_answer_already_is_given_before_the_next_is_taken(tiny: LanguageModel) -> None:
+def test_an_error_among_requests_is_given_before_the_next_is_taken(tiny: LanguageModel) -> None:
     taken = list[int]()
 
     def answers() -> Iterator[InputError]:
@@ -102,7 +93,7 @@ def test_requests_are_taken_when_there_is_room_for_them(tiny: LanguageModel) -> 
         assert taken <= read + 4
 
 
-def test_what_is_not_there_yet_is_asked_for_again_while_others_run(tiny: LanguageModel) -> None:
+def test_a_source_without_a_request_yet_is_asked_again_while_texts_run(tiny: LanguageModel) -> None:
     request = Request("In a", max_tokens=3, ignore_eos=True)
     answers = tiny.complete_many(iter([None, request, None, None, request, None]))
     assert [(index, type(answer)) for index, answer in answers] == [(0, Completed), (1, Completed)]

@@ -23,6 +23,7 @@ from gptcli import (
 from gptcli.errors import UsageError
 from gptcli.settings import RuntimeConfig
 from tests.generation.constrained import SCHEMAS, check, text_of
+from tests.generation.outcomes import completed
 from tests.tiny import make_model
 
 
@@ -35,15 +36,12 @@ def closing(tiny: LanguageModel) -> dict[int, float]:
 
 def generated(lm: LanguageModel, **options: Any) -> tuple[str, Finished]:
     """A text and how it ended."""
-    *deltas, finished = lm.generate("In a small town", **options)
-    assert isinstance(finished, Finished)
-    return b"".join(event.data for event in deltas if not isinstance(event, Finished)).decode(
-        "utf-8", "replace"
-    ), finished
+    text, finished = completed(lm.generate("In a small town", **options))
+    return text.decode("utf-8", "replace"), finished
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_what_ends_by_itself_is_what_its_schema_says(tiny: LanguageModel, closing: dict[int, float], name: str) -> None:
+def test_a_text_that_ends_by_itself_meets_its_schema(tiny: LanguageModel, closing: dict[int, float], name: str) -> None:
     ended = 0
     for seed in range(6):
         options = {"temperature": 1.5, "logit_bias": closing, "max_tokens": 150, "top_k": 0, "min_p": 0.0}

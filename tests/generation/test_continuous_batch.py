@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 import gptcli
 from gptcli import Finished, LanguageModel, Request, TextDelta
 from gptcli.cuda.graph import RecordedSteps
-from gptcli.errors import ContextOverflow, GptcliError, NonFiniteLogits, OutOfMemory
+from gptcli.errors import ContextOverflow, NonFiniteLogits, OutOfMemory
 from gptcli.generation.together import continuous_batch
 from gptcli.generation.together.continuous_batch import ContinuousBatch
 from gptcli.generation.together.job import Job
-from gptcli.kernels.tensors import library
 from gptcli.runtime import device_plan
 from gptcli.runtime.engine import Extended, Extension
 from gptcli.settings import SamplingConfig
 from tests.cuda.recorder import record
-from tests.parity.test_families import ROW
+from tests.generation.outcomes import facts, outcome
+from tests.parity.test_families import ROW, needed_library
 from tests.tiny import CONFIG, make_model, make_weights
 
 _LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 3.0, 4.0]}
@@ -40,9 +40,7 @@ IN_TORCH = ["torch", "windows in torch", "borders in torch", "recorded", "qwen3_
 
 @pytest.fixture(scope="module", params=["kernels", "windows", "borders", *IN_TORCH])
 def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LanguageModel]:
-    kernels = None if request.param in IN_TORCH else library()
-    if request.param not in IN_TORCH and kernels is None:
-        pytest.skip("the kernels are not built here")
+    kernels = None if request.param in IN_TORCH else needed_library()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device_plan, "kernels", lambda: kernels)
         patch.setattr(continuous_batch, "STEP_TOKENS", 24)
@@ -57,33 +55,13 @@ def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory)
         yield lm
 
 
-def outcome(events: Iterator[TextDelta | Finished | GptcliError]) -> tuple[Any, ...]:
-    """A text, and all of its end but times."""
-    data = b""
-    for event in events:
-        if isinstance(event, Finished):
-            logprobs = event.logprobs and [(step.chosen.id, [top.id for top in step.top]) for step in event.logprobs]
-            return data, event.ids, event.reason, event.stop, event.seed, event.usage.prompt_tokens, logprobs
-        if isinstance(event, GptcliError):
-            return data, type(event), event.message
-        data += event.data
-    raise AssertionError("a text has no end")
-
-
 def alone(lm: LanguageModel, request: Request) -> tuple[Any, ...]:
-    def events() -> Iterator[TextDelta | Finished | GptcliError]:
-        try:
-            yield from lm.stream(
-                request.prompt,  # type: ignore[arg-type]
-                SamplingConfig.resolve(request.given, {}),
-                request.stopping,
-                constraint=request.constraint,
-                logprobs=request.logprobs,
-            )
-        except GptcliError as error:
-            yield error
+    def events() -> Iterator[TextDelta | Finished]:  # whose refusal is an outcome, too
+        sampling = SamplingConfig.resolve(request.given, {})
+        how: dict[str, Any] = {"constraint": request.constraint, "logprobs": request.logprobs}
+        yield from lm.stream(request.prompt, sampling, request.stopping, **how)  # type: ignore[arg-type]
 
-    return outcome(events())
+    return facts(*outcome(events()))
 
 
 def some_request(random: Random) -> Request:
@@ -125,7 +103,7 @@ def test_each_text_is_what_it_would_be_alone_whatever_comes_and_goes(lm: Languag
         for job in batch.step():
             heard[jobs[job]] += job.events()
     for index, events in enumerate(heard):
-        found = outcome(iter(events))
+        found = facts(*outcome(events))
         if index in cancelled:
             whole = wanted[index][1]
             assert found[2] == "interrupt" and (whole is ContextOverflow or whole[: len(found[1])] == found[1])
@@ -154,7 +132,7 @@ def finished(lm: LanguageModel, requests: list[Request]) -> list[tuple[Any, ...]
     while not batch.idle:
         for job in batch.step():
             heard[job] += job.events()
-    return [outcome(iter(events)) for events in heard.values()]
+    return [facts(*outcome(events)) for events in heard.values()]
 
 
 def test_a_common_beginning_is_run_once_and_a_prompt_waits_for_it(
@@ -169,6 +147,15 @@ def test_a_common_beginning_is_run_once_and_a_prompt_waits_for_it(
         attention.window for attention in lm.folder.architecture.config.attentions
     ):
         assert steps == [[24], [18], [1, 2, 2], [1, 1]]
+
+
+def test_samples_of_a_short_prompt_run_it_once(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = steps_of(lm, monkeypatch)
+    asked = [Request(list(range(3, 11)), max_tokens=2, seed=seed, ignore_eos=True) for seed in range(3)]
+    found = finished(lm, asked)
+    assert [own[1] for own in found] == [alone(lm, request)[1] for request in asked]
+    if not lm.folder.architecture.config.keeps_states:
+        assert steps[:2] == [[8], [1, 1, 1]]
 
 
 def test_no_text_waits_for_longer_than_a_step_while_others_are_prefilled(

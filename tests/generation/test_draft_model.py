@@ -16,6 +16,7 @@ from gptcli.generation.steps import SingleSteps
 from gptcli.runtime.engine import PromptCache
 from gptcli.runtime.torch_engine import TorchEngine
 from gptcli.settings import SamplingConfig, StopConfig
+from tests.generation.outcomes import completed
 from tests.parity.reference import write_reference
 from tests.parity.test_families import engine_of
 from tests.tiny import make_model
@@ -33,9 +34,7 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def generated(model: Path, draft_model: Path | None = None, **options: Any) -> Finished:
     lm = gptcli.load(model, dtype="fp32", ctx_size=options.pop("ctx_size", None), draft_model=draft_model)
     settings: dict[str, Any] = {"max_tokens": 60, "temperature": 0.0, "ignore_eos": True, "seed": 3}
-    *_, last = lm.generate(PROMPT, **(settings | options))
-    assert isinstance(last, Finished)
-    return last
+    return completed(lm.generate(PROMPT, **(settings | options)))[1]
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -50,7 +49,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("draft", ["itself", "another"])
-def test_the_text_is_the_same(tiny_model: Path, other_model: Path, draft: str, case: str) -> None:
+def test_a_draft_model_does_not_change_the_text(tiny_model: Path, other_model: Path, draft: str, case: str) -> None:
     drafted = generated(tiny_model, tiny_model if draft == "itself" else other_model, **CASES[case])
     assert drafted.ids == generated(tiny_model, **CASES[case]).ids
     assert drafted.usage.drafted_tokens > 0

@@ -56,16 +56,8 @@ def refusal(**form: Any) -> str:
 
 
 CHOICES = [
-    "a small town",
-    " a small town",
-    'say "hi"\n',
-    "früher",
-    "<|end|>",
-    "小さな\t町",
-    "back\\slash",
-    "a/b",
-    "\x7f",
-]
+    "a small town", " a small town", 'say "hi"\n', "früher", "<|end|>", "小さな\t町", "back\\slash", "a/b", "\x7f",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", SPELL_ALL)
@@ -96,64 +88,33 @@ def all_texts(compiler: Compiler, seeds: int = 40, **form: Any) -> set[str]:
     return {walk(tokenizer, compiler.constraint(config), 0, seed).decode() for seed in range(seeds)}
 
 
-@pytest.mark.parametrize(
-    ("form", "texts"),
-    [
-        ({"regex": "^(a|bc)$"}, {"a", "bc"}),
-        ({"regex": r"[^\s\S]?x/y"}, {"x/y"}),
-        ({"regex": ""}, {""}),
-        ({"grammar": 'start: "a" b\nb: "c" | "d"'}, {"ac", "ad"}),
-        ({"grammar": 'root ::= "a" b\nb ::= "c" | "d"'}, {"ac", "ad"}),
-        ({"grammar": "start: /<x>/ // <|end|>"}, {"<x>"}),
-        ({"grammar": '?start: A\nA: "a"'}, {"a"}),
-        ({"grammar": '// A grammar\n\n%import common.DIGIT\nstart: DIGIT "::=" /[b-c]/'}, None),
-        ({"grammar": '# A grammar\n\nroot ::= a-b\na-b ::= "c" | "d"'}, {"c", "d"}),
-        ({"choices": ["yes", "no"]}, {"yes", "no"}),
-        ({"json_schema": True}, None),
-        ({"json_schema": {"enum": [[1, {"a": None}], "x"]}}, {'[1, {"a": null}]', '"x"'}),
-        ({"json_schema": {"pattern": "^[[a]$", "type": "string"}}, {'"a"', '"["'}),
-        ({"json_schema": {"pattern": r"^\[[a&&~]]$", "type": "string"}}, {'"[a]"', '"[&]"', '"[~]"'}),
-        ({"json_schema": {"oneOf": [{"const": 1}, {"const": 2}]}}, {"1", "2"}),
-        (
-            {"json_schema": {"oneOf": [{"$ref": "#/$defs/a"}, {"type": "null"}], "$defs": {"a": {"const": 1}}}},
-            {"1", "null"},
-        ),
-        (
-            {
-                "json_schema": {
-                    "oneOf": [{"type": "integer", "minimum": 5}, {"maximum": 4, "minimum": 4, "type": "integer"}],
-                    "maximum": 5,
-                }
-            },
-            {"4", "5"},
-        ),
-        (
-            {
-                "json_schema": {
-                    "type": "object",
-                    "propertyNames": {"enum": ["a"]},
-                    "maxProperties": 1,
-                    "additionalProperties": {"const": 1},
-                }
-            },
-            {"{}", '{"a": 1}'},
-        ),
-        (
-            {
-                "json_schema": {
-                    "type": "array",
-                    "prefixItems": [{"const": 1}],
-                    "additionalItems": {"const": 3},
-                    "items": {"const": 2},
-                    "maxItems": 2,
-                }
-            },
-            {"[]", "[1]", "[1, 2]"},
-        ),
-        ({"json_schema": {"type": "array", "uniqueItems": False, "items": {"const": 1}, "maxItems": 1}}, {"[]", "[1]"}),
-        ({"json_schema": {"type": "integer", "format": "int32", "minimum": 2**31 - 2}}, {"2147483646", "2147483647"}),
-    ],
-)
+@pytest.mark.parametrize(("form", "texts"), [
+    ({"regex": "^(a|bc)$"}, {"a", "bc"}),
+    ({"regex": r"[^\s\S]?x/y"}, {"x/y"}),
+    ({"regex": ""}, {""}),
+    ({"grammar": 'start: "a" b\nb: "c" | "d"'}, {"ac", "ad"}),
+    ({"grammar": 'root ::= "a" b\nb ::= "c" | "d"'}, {"ac", "ad"}),
+    ({"grammar": "start: /<x>/ // <|end|>"}, {"<x>"}),
+    ({"grammar": '?start: A\nA: "a"'}, {"a"}),
+    ({"grammar": '// A grammar\n\n%import common.DIGIT\nstart: DIGIT "::=" /[b-c]/'}, None),
+    ({"grammar": '# A grammar\n\nroot ::= a-b\na-b ::= "c" | "d"'}, {"c", "d"}),
+    ({"choices": ["yes", "no"]}, {"yes", "no"}),
+    ({"json_schema": True}, None),
+    ({"json_schema": {"enum": [[1, {"a": None}], "x"]}}, {'[1, {"a": null}]', '"x"'}),
+    ({"json_schema": {"pattern": "^[[a]$", "type": "string"}}, {'"a"', '"["'}),
+    ({"json_schema": {"pattern": r"^\[[a&&~]]$", "type": "string"}}, {'"[a]"', '"[&]"', '"[~]"'}),
+    ({"json_schema": {"oneOf": [{"const": 1}, {"const": 2}]}}, {"1", "2"}),
+    ({"json_schema": {"oneOf": [{"$ref": "#/$defs/a"}, {"type": "null"}], "$defs": {"a": {"const": 1}}}},
+         {"1", "null"}),
+    ({"json_schema": {"oneOf": [{"type": "integer", "minimum": 5}, {"maximum": 4, "minimum": 4, "type": "integer"}],
+         "maximum": 5}}, {"4", "5"}),
+    ({"json_schema": {"type": "object", "propertyNames": {"enum": ["a"]}, "maxProperties": 1,
+         "additionalProperties": {"const": 1}}}, {"{}", '{"a": 1}'}),
+    ({"json_schema": {"type": "array", "prefixItems": [{"const": 1}], "additionalItems": {"const": 3},
+         "items": {"const": 2}, "maxItems": 2}}, {"[]", "[1]", "[1, 2]"}),
+    ({"json_schema": {"type": "array", "uniqueItems": False, "items": {"const": 1}, "maxItems": 1}}, {"[]", "[1]"}),
+    ({"json_schema": {"type": "integer", "format": "int32", "minimum": 2**31 - 2}}, {"2147483646", "2147483647"}),
+])  # fmt: skip
 def test_a_form_describes_these_texts(compiler: Compiler, form: dict[str, Any], texts: set[str] | None) -> None:
     got = all_texts(compiler, **form)
     assert len(got) > 10 if texts is None else got == texts
@@ -183,61 +144,42 @@ def test_without_an_end_a_text_ends_where_nothing_may_follow() -> None:
     assert re.fullmatch("a{3,5}", walk(tokenizer, constraint, -1).decode())
 
 
-@pytest.mark.parametrize(
-    ("form", "message"),
-    [
-        ({"regex": "(abc"}, "regex: unclosed group"),
-        ({"regex": r"(a)\1"}, "regex: backreferences are not supported"),
-        ({"regex": r"[^\s\S]"}, "regex: no text can meet it"),
-        ({"regex": r"\ba\b"}, "regex: not supported: \\b"),
-        ({"regex": "^a$\n^b$"}, "regex: not supported: ^ or $ amid an expression"),
-        ({"grammar": "start: other"}, 'grammar: line 1, column 8: unknown name: "other"'),
-        ({"grammar": "start: <|end|>"}, "grammar: <|end|> is a token, and a grammar can describe text alone"),
-        ({"grammar": "start: <[0]>"}, "grammar: <[0]> is a token, and a grammar can describe text alone"),
-        ({"json_schema": "{"}, "json-schema: not JSON: Expecting property name"),
-        ({"json_schema": "[]"}, "json-schema: a schema is an object, not []"),
-        ({"json_schema": "false"}, "json-schema: a schema is an object, not false"),
-        ({"json_schema": {"type": "strin"}}, "json-schema: #: Invalid type: strin"),
-        ({"json_schema": {"type": "string", "enum": [1]}}, "json-schema: #: no text can meet it"),
-        ({"json_schema": {"$ref": "#/$defs/x"}}, "json-schema: #: $ref: there is nothing at #/$defs/x"),
-        ({"json_schema": {"$ref": "https://a.b/c"}}, "json-schema: #: $ref: another document: https://a.b/c"),
-        ({"json_schema": {"$ref": "#"}}, "json-schema: #: no text can meet it"),
-        (
-            {"json_schema": {"properties": {"a": {"items": {"not": {}}}}}},
-            "json-schema: #/properties/a/items: not supported: not",
-        ),
-        ({"json_schema": {"if": {}, "then": {}}}, "json-schema: #: not supported: if, then"),
-        ({"json_schema": {"items": {"format": ""}}}, "json-schema: #/items: Unknown format:"),
-        (
-            {"json_schema": {"$defs": {"s": {"format": "x"}}, "anyOf": [{"type": "null"}, {"$ref": "#/$defs/s"}]}},
-            "json-schema: #/$defs/s: Unknown format: x",
-        ),
-        (
-            {"json_schema": {"prefixItems": [{}, {"oneOf": [{"type": "number"}, {"type": "integer"}]}]}},
-            "json-schema: #/prefixItems/1: not supported: oneOf where a value may meet two of its schemas",
-        ),
-        (
-            {"json_schema": {"enum": [2**53 + 1]}},
-            "json-schema: #: not supported: enum 9007199254740993, which is no double",
-        ),
-        (
-            {"json_schema": {"items": {"minimum": 1e300}}},
-            "json-schema: #/items: not supported: minimum 1e+300, which is no double",
-        ),
-        (
-            {"json_schema": {"type": "integer", "minimum": 2**63, "maximum": 2**64}},
-            "json-schema: #: not supported: minimum 9223372036854775808, which is no double below 2**63",
-        ),
-        (
-            {"json_schema": {"type": "object", "minProperties": 2, "required": ["a"]}},
-            "json-schema: #: not supported: minProperties 2 with fewer required",
-        ),
-        (
-            {"json_schema": {"x-guidance": {"lenient": True}, "items": {"not": {}}}},
-            "json-schema: #/items: not supported: not",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("form", "message"), [
+    ({"regex": "(abc"}, "regex: unclosed group"),
+    ({"regex": r"(a)\1"}, "regex: backreferences are not supported"),
+    ({"regex": r"[^\s\S]"}, "regex: no text can meet it"),
+    ({"regex": r"\ba\b"}, "regex: not supported: \\b"),
+    ({"regex": "^a$\n^b$"}, "regex: not supported: ^ or $ amid an expression"),
+    ({"grammar": "start: other"}, 'grammar: line 1, column 8: unknown name: "other"'),
+    ({"grammar": "start: <|end|>"}, "grammar: <|end|> is a token, and a grammar can describe text alone"),
+    ({"grammar": "start: <[0]>"}, "grammar: <[0]> is a token, and a grammar can describe text alone"),
+    ({"json_schema": "{"}, "json-schema: not JSON: Expecting property name"),
+    ({"json_schema": "[]"}, "json-schema: a schema is an object, not []"),
+    ({"json_schema": "false"}, "json-schema: a schema is an object, not false"),
+    ({"json_schema": {"type": "strin"}}, "json-schema: #: Invalid type: strin"),
+    ({"json_schema": {"type": "string", "enum": [1]}}, "json-schema: #: no text can meet it"),
+    ({"json_schema": {"$ref": "#/$defs/x"}}, "json-schema: #: $ref: there is nothing at #/$defs/x"),
+    ({"json_schema": {"$ref": "https://a.b/c"}}, "json-schema: #: $ref: another document: https://a.b/c"),
+    ({"json_schema": {"$ref": "#"}}, "json-schema: #: no text can meet it"),
+    ({"json_schema": {"properties": {"a": {"items": {"not": {}}}}}},
+         "json-schema: #/properties/a/items: not supported: not"),
+    ({"json_schema": {"if": {}, "then": {}}}, "json-schema: #: not supported: if, then"),
+    ({"json_schema": {"items": {"format": ""}}}, "json-schema: #/items: Unknown format:"),
+    ({"json_schema": {"$defs": {"s": {"format": "x"}}, "anyOf": [{"type": "null"}, {"$ref": "#/$defs/s"}]}},
+         "json-schema: #/$defs/s: Unknown format: x"),
+    ({"json_schema": {"prefixItems": [{}, {"oneOf": [{"type": "number"}, {"type": "integer"}]}]}},
+         "json-schema: #/prefixItems/1: not supported: oneOf where a value may meet two of its schemas"),
+    ({"json_schema": {"enum": [2**53 + 1]}},
+         "json-schema: #: not supported: enum 9007199254740993, which is no double"),
+    ({"json_schema": {"items": {"minimum": 1e300}}},
+         "json-schema: #/items: not supported: minimum 1e+300, which is no double"),
+    ({"json_schema": {"type": "integer", "minimum": 2**63, "maximum": 2**64}},
+         "json-schema: #: not supported: minimum 9223372036854775808, which is no double below 2**63"),
+    ({"json_schema": {"type": "object", "minProperties": 2, "required": ["a"]}},
+         "json-schema: #: not supported: minProperties 2 with fewer required"),
+    ({"json_schema": {"x-guidance": {"lenient": True}, "items": {"not": {}}}},
+         "json-schema: #/items: not supported: not"),
+])  # fmt: skip
 def test_what_cannot_be_met_is_refused_with_the_reason_and_its_place(form: dict[str, Any], message: str) -> None:
     assert refusal(**form).startswith(message)
 
@@ -255,68 +197,51 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "a large enum": ({"json_schema": {"enum": [str(number) for number in range(200_000)]}}, "too large"),
     "many properties": ({"json_schema": {"properties": {f"p{i}": {} for i in range(20_000)}}}, "too large"),
     "products of choices": (
-        {"json_schema": {"allOf": [{"anyOf": [{"properties": {f"{c}{i}": {}}} for c in "ab"]} for i in range(20)]}},
-        "too large",
-    ),
+         {"json_schema": {"allOf": [{"anyOf": [{"properties": {f"{c}{i}": {}}} for c in "ab"]} for i in range(20)]}},
+         "too large"),
     "properties beside each other": ({"json_schema": {"properties": {f"p{i}": {} for i in range(5000)}}}, "too large"),
     "lists to choose from": ({"json_schema": {"enum": [[number] for number in range(12_000)]}}, "too large"),
     "a chain of references": (
-        {"json_schema": {"$defs": {str(i): {"items": {"$ref": f"#/$defs/{i + 1}"}} for i in range(5000)}}},
-        "too large",
-    ),
+         {"json_schema": {"$defs": {str(i): {"items": {"$ref": f"#/$defs/{i + 1}"}} for i in range(5000)}}},
+         "too large"),
     "a large prime": ({"json_schema": {"type": "integer", "multipleOf": 99_991}}, "not supported: multipleOf"),
     "a product of primes": (
-        {"json_schema": {"allOf": [{"type": "integer", "multipleOf": prime} for prime in (9973, 9967)]}},
-        "not supported: multipleOf",
-    ),
-    "many primes": (
-        {"json_schema": {"anyOf": [{"type": "integer", "multipleOf": 20_011 + 2 * i} for i in range(50)]}},
-        "not supported: multipleOf",
-    ),
-    "many patterns of names": (
-        {"json_schema": {"patternProperties": {f"^a{i}x": {} for i in range(400)}}},
-        "too large",
-    ),
+         {"json_schema": {"allOf": [{"type": "integer", "multipleOf": prime} for prime in (9973, 9967)]}},
+         "not supported: multipleOf"),
+    "many primes": ({"json_schema": {"anyOf": [{"type": "integer", "multipleOf": 20_011 + 2 * i} for i in range(50)]}},
+         "not supported: multipleOf"),
+    "many patterns of names": ({"json_schema": {"patternProperties": {f"^a{i}x": {} for i in range(400)}}},
+         "too large"),
     "a pattern that counts far": ({"json_schema": {"pattern": "^a{1000000}$"}}, "too large"),
     "a regex that counts far": ({"regex": "(a{1000}){1000}"}, "too large"),
     "choices to compare": (
-        {"json_schema": {"anyOf": [{"oneOf": [{"const": i} for i in range(100)]} for _ in range(90)]}},
-        "not supported: oneOf",
-    ),
-    "choices that go round": (
-        {"json_schema": {"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}] * 9}}, "oneOf": [{"$ref": "#/$defs/a"}] * 2}},
-        "not supported: oneOf",
-    ),
+         {"json_schema": {"anyOf": [{"oneOf": [{"const": i} for i in range(100)]} for _ in range(90)]}},
+         "not supported: oneOf"),
+    "choices that go round": ({"json_schema": {"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}] * 9}},
+         "oneOf": [{"$ref": "#/$defs/a"}] * 2}}, "not supported: oneOf"),
     "patterns that exclude each other": (
-        {"json_schema": {"allOf": [{"type": "string", "pattern": f"(a|b)*a(a|b){{{i}}}"} for i in range(8, 20)]}},
-        "too complex",
-    ),
+         {"json_schema": {"allOf": [{"type": "string", "pattern": f"(a|b)*a(a|b){{{i}}}"} for i in range(8, 20)]}},
+         "too complex"),
     "an error among many schemas": (
-        {"json_schema": {"$defs": {str(i): {"minLength": i} for i in range(5000)}, "items": {"items": {"not": {}}}}},
-        "not supported: not",
-    ),
+         {"json_schema": {"$defs": {str(i): {"minLength": i} for i in range(5000)}, "items": {"items": {"not": {}}}}},
+         "not supported: not"),
     "a deep grammar": ({"grammar": "start: " + "(" * 5000 + '"a"' + ")" * 5000}, "nested"),
     "a deep GBNF": ({"grammar": "root ::= " + "(" * 5000}, ""),
     "a large regex": ({"regex": "x" * 10_000_000}, "too large"),
     "many choices": ({"choices": [str(number) for number in range(200_000)]}, "too large"),
-}
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "choices",
-    [
-        [{"const": 1}, {"const": 1.0}],
-        [{"type": "integer", "maximum": 4}, {"type": "number", "minimum": 4}],
-        [{"enum": ["a"]}, {"type": "string", "pattern": "^a"}],
-        [{"$ref": "#/$defs/missing"}, {"type": "null"}],
-        [{"required": ["a"]}, {"required": ["b"]}],
-        [{"anyOf": [{"type": "null"}, {"type": "string"}]}, {"type": "null"}],
-        [
-            {"type": "object", "required": ["a"], "properties": {"b": {"const": 1}}},
-            {"type": "object", "properties": {"b": {"const": 2}}},
-        ],
-    ],
-)
+@pytest.mark.parametrize("choices", [
+    [{"const": 1}, {"const": 1.0}],
+    [{"type": "integer", "maximum": 4}, {"type": "number", "minimum": 4}],
+    [{"enum": ["a"]}, {"type": "string", "pattern": "^a"}],
+    [{"$ref": "#/$defs/missing"}, {"type": "null"}],
+    [{"required": ["a"]}, {"required": ["b"]}],
+    [{"anyOf": [{"type": "null"}, {"type": "string"}]}, {"type": "null"}],
+    [{"type": "object", "required": ["a"], "properties": {"b": {"const": 1}}}, {"type": "object",
+         "properties": {"b": {"const": 2}}}],
+])  # fmt: skip
 def test_choices_that_a_value_may_both_meet_are_refused(choices: list[Any]) -> None:
     schema = {"$defs": {"missing": True}, "oneOf": choices}
     assert refusal(json_schema=schema).endswith("not supported: oneOf where a value may meet two of its schemas")
@@ -392,7 +317,7 @@ ENDLESS: dict[str, tuple[dict[str, Any], str]] = {
     "a first item": ({"type": "array", "minItems": 1, "prefixItems": [{"$ref": "#"}]}, "#"),
     "a type in a list": (NODE | {"type": ["object"], "required": ["next"]}, "#"),
     "every choice": ({"anyOf": [NODE | {"required": ["next"]}, {"allOf": [{"$ref": "#"}]}]}, "#"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ENDLESS)
@@ -403,37 +328,17 @@ def test_a_schema_that_only_an_endless_text_could_meet_is_refused(name: str) -> 
     )
 
 
-@pytest.mark.parametrize(
-    "schema",
-    [
-        NODE,
-        {"anyOf": [NODE | {"required": ["next"]}, {"type": "null"}]},
-        {"type": "array", "minItems": 1, "items": {"anyOf": [{"$ref": "#"}, {"type": "integer"}]}},
-        {"type": "array", "prefixItems": [{"type": "null"}], "minItems": 1, "items": {"$ref": "#"}},
-        {
-            "$defs": {"a": {"enum": [1]}},
-            "type": "object",
-            "properties": {"a": {"$ref": "#/$defs/a"}},
-            "required": ["a"],
-        },
-        {"$ref": "#foo", "$defs": {"A": {"$anchor": "foo", "type": "integer"}}},
-        {
-            "$id": "http://x/r",
-            "type": "object",
-            "required": ["a"],
-            "properties": {
-                "a": {
-                    "$id": "http://x/a",
-                    "type": "object",
-                    "properties": {"n": {"$ref": "#/$defs/I"}},
-                    "required": ["n"],
-                    "$defs": {"I": {"type": "integer"}},
-                }
-            },
-            "$defs": {"I": {"$ref": "#"}},
-        },
-    ],
-)
+@pytest.mark.parametrize("schema", [
+    NODE,
+    {"anyOf": [NODE | {"required": ["next"]}, {"type": "null"}]},
+    {"type": "array", "minItems": 1, "items": {"anyOf": [{"$ref": "#"}, {"type": "integer"}]}},
+    {"type": "array", "prefixItems": [{"type": "null"}], "minItems": 1, "items": {"$ref": "#"}},
+    {"$defs": {"a": {"enum": [1]}}, "type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"]},
+    {"$ref": "#foo", "$defs": {"A": {"$anchor": "foo", "type": "integer"}}},
+    {"$id": "http://x/r", "type": "object", "required": ["a"], "properties": {"a": {"$id": "http://x/a",
+         "type": "object", "properties": {"n": {"$ref": "#/$defs/I"}}, "required": ["n"],
+         "$defs": {"I": {"type": "integer"}}}}, "$defs": {"I": {"$ref": "#"}}},
+])  # fmt: skip
 def test_recursion_with_a_way_out_is_no_endless_text(schema: dict[str, Any]) -> None:
     assert checked_grammar(ConstraintConfig(json_schema=schema))
 
@@ -444,29 +349,21 @@ def test_a_hostile_constraint_is_refused(name: str) -> None:
     assert reason in refusal(**form)
 
 
-@pytest.mark.parametrize(
-    "form",
-    [
-        {"json_schema": {"type": "array", "items": {"type": "null"}, "minItems": 10**9}},
-        {"json_schema": {"type": "string", "minLength": 10**9}},
-        {"json_schema": {"type": "integer", "minimum": 0, "maximum": 10**18}},
-        {"json_schema": {"enum": [f"v{number}" for number in range(10_000)]}},
-        {"json_schema": {"$defs": {"n": {"items": {"$ref": "#/$defs/n"}}}, "$ref": "#/$defs/n"}},
-        {
-            "json_schema": {
-                "$defs": {str(i): {"properties": {"a": {"$ref": f"#/$defs/{i + 1}"}}} for i in range(1400)}
-                | {"1400": {}},
-                "$ref": "#/$defs/0",
-            }
-        },
-        {"json_schema": {"type": "integer", "multipleOf": 86_400}},
-        {"regex": "(a+)+$"},
-        {"regex": "(a?){10000}a{10000}"},
-        {"regex": "((((a{1,100}){1,100}){1,100}){1,100})"},
-        {"regex": "(.*a.{1000})"},
-        {"grammar": 'start: start start | "a"'},
-    ],
-)
+@pytest.mark.parametrize("form", [
+    {"json_schema": {"type": "array", "items": {"type": "null"}, "minItems": 10**9}},
+    {"json_schema": {"type": "string", "minLength": 10**9}},
+    {"json_schema": {"type": "integer", "minimum": 0, "maximum": 10**18}},
+    {"json_schema": {"enum": [f"v{number}" for number in range(10_000)]}},
+    {"json_schema": {"$defs": {"n": {"items": {"$ref": "#/$defs/n"}}}, "$ref": "#/$defs/n"}},
+    {"json_schema": {"$defs": {str(i): {"properties": {"a": {"$ref": f"#/$defs/{i + 1}"}}} for i in range(1400)}
+         | {"1400": {}}, "$ref": "#/$defs/0"}},
+    {"json_schema": {"type": "integer", "multipleOf": 86_400}},
+    {"regex": "(a+)+$"},
+    {"regex": "(a?){10000}a{10000}"},
+    {"regex": "((((a{1,100}){1,100}){1,100}){1,100})"},
+    {"regex": "(.*a.{1000})"},
+    {"grammar": 'start: start start | "a"'},
+])  # fmt: skip
 def test_a_costly_constraint_is_followed_for_a_while_or_refused(compiler: Compiler, form: dict[str, Any]) -> None:
     tokenizer = made("llama3")[1]
     try:

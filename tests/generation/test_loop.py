@@ -9,14 +9,13 @@ from gptcli import Finished, LanguageModel, TextDelta
 from gptcli.errors import ContextOverflow, NonFiniteLogits, UsageError
 from gptcli.runtime.engine import PromptCache
 from gptcli.settings import SamplingConfig, StopConfig
+from tests.generation.outcomes import completed
 
 GREEDY = SamplingConfig(temperature=0.0)
 
 
 def run(lm: LanguageModel, prompt: str | list[int], **options: Any) -> tuple[bytes, Finished]:
-    *deltas, finished = lm.generate(prompt, **({"temperature": 0.0, "ignore_eos": True} | options))
-    assert isinstance(finished, Finished)
-    return b"".join(delta.data for delta in deltas if isinstance(delta, TextDelta)), finished
+    return completed(lm.generate(prompt, **({"temperature": 0.0, "ignore_eos": True} | options)))
 
 
 def force(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, script: list[int]) -> None:

@@ -192,7 +192,7 @@ def test_a_top_p_of_one_draws_tokens_however_unlikely(make: Make) -> None:
     assert frequencies(make, logits, 60, temperature=100.0)[1024:].any()
 
 
-def test_of_equals_the_first_is_taken(library: Functions) -> None:
+def test_of_equally_likely_tokens_the_first_is_taken(library: Functions) -> None:
     for config in (SamplingConfig(temperature=0), SamplingConfig(**OFF | {"top_k": 1})):
         assert drawn(NativeSampler(library, config, 4, NONE), torch.tensor([0.0, 2.0, 2.0, 1.0]), 1) == [1]
         for first in (0, 5, 127, 128, 700):

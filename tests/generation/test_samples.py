@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,52 +11,29 @@ import pytest
 import gptcli
 from gptcli import Finished, LanguageModel, TextDelta
 from gptcli.cuda.graph import RecordedSteps
-from gptcli.errors import ContextOverflow, GptcliError, UsageError
+from gptcli.errors import ContextOverflow, UsageError
 from gptcli.generation.steps import SharedSteps
-from gptcli.kernels.tensors import library
 from gptcli.runtime import device_plan as device
 from gptcli.runtime import torch_engine as engine
 from gptcli.settings import SamplingConfig, StopConfig
 from tests.cuda.recorder import record
+from tests.generation.outcomes import Outcome, facts, outcome
+from tests.parity.test_families import needed_library
 
 PROMPT = list(range(3, 40))
 # Ends at different lengths, if the end of text is not ignored.
 VARIED = SamplingConfig(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, logit_bias=((2, 1.5),), seed=3)
-Outcome = tuple[bytes, Finished | GptcliError]
 
 
 @pytest.fixture(scope="module", params=["torch", "recorded", "kernels"])
 def lm(request: pytest.FixtureRequest, tiny_model: Path) -> LanguageModel:
-    kernels = library() if request.param == "kernels" else None
-    if request.param == "kernels" and kernels is None:
-        pytest.skip("the kernels are not built here")
+    kernels = needed_library() if request.param == "kernels" else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "kernels", lambda: kernels)
         lm = gptcli.load(tiny_model, device="cpu", dtype="fp32", ctx_size=64)
         if request.param == "recorded":
             lm.torch_engine()._recorded = RecordedSteps(lm.torch_engine().decoder, record)
         return lm
-
-
-def outcome(events: Iterator[TextDelta | Finished]) -> Outcome:
-    """A stream's text, and how it ended."""
-    text = b""
-    try:
-        for event in events:
-            if isinstance(event, Finished):
-                return text, event
-            text += event.data
-    except GptcliError as error:
-        return text, error
-    raise AssertionError("a stream ended without Finished")
-
-
-def facts(outcome: Outcome) -> tuple[Any, ...]:
-    """Everything in an outcome but its times."""
-    text, end = outcome
-    if isinstance(end, GptcliError):
-        return text, type(end), end.message
-    return text, end.ids, end.reason, end.stop, end.seed, end.usage.prompt_tokens, end.usage.completion_tokens
 
 
 def together(lm: LanguageModel, samplings: list[SamplingConfig], stop: StopConfig, **options: Any) -> list[Outcome]:
@@ -81,23 +57,23 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_is_what_it_would_be_alone(lm: LanguageModel, case: str) -> None:
+def test_each_sample_is_what_it_would_be_alone(lm: LanguageModel, case: str) -> None:
     samplings = VARIED.for_samples(5)
     got = together(lm, samplings, CASES[case])
-    assert [facts(one) for one in got] == [facts(one) for one in alone(lm, samplings, CASES[case])]
+    assert [facts(*one) for one in got] == [facts(*one) for one in alone(lm, samplings, CASES[case])]
     if case in ("ends of text", "a stop text", "ends of text after a shift"):
         assert len({len(text) for text, _ in got}) >= 3
     assert any(isinstance(end, ContextOverflow) for _, end in got) == ("error" in case)
 
 
-def test_each_has_its_own_settings(lm: LanguageModel) -> None:
+def test_each_sample_has_its_own_settings(lm: LanguageModel) -> None:
     samplings = [VARIED, replace(VARIED, temperature=0.0), replace(VARIED, repeat_penalty=1.5, top_k=3)]
-    assert [facts(one) for one in together(lm, samplings, StopConfig())] == [
-        facts(one) for one in alone(lm, samplings, StopConfig())
+    assert [facts(*one) for one in together(lm, samplings, StopConfig())] == [
+        facts(*one) for one in alone(lm, samplings, StopConfig())
     ]
 
 
-def test_log_probabilities_are_those_it_would_have_alone(lm: LanguageModel) -> None:
+def test_the_log_probabilities_of_a_sample_are_those_it_would_have_alone(lm: LanguageModel) -> None:
     samplings = VARIED.for_samples(3)
     wanted = [outcome(lm.stream(PROMPT, sampling, StopConfig(), logprobs=2)) for sampling in samplings]
     for (_, got), (_, want) in zip(together(lm, samplings, StopConfig(), logprobs=2), wanted, strict=True):
@@ -134,10 +110,10 @@ def test_more_than_fit_into_a_step_take_turns_and_run_the_prompt_once(
     got = together(lm, samplings, StopConfig())
     assert prefilled[0] == len(PROMPT) and set(prefilled[1:]) == {1}
     assert max(steps) == 3
-    assert [facts(one) for one in got] == [facts(one) for one in alone(lm, samplings, StopConfig())]
+    assert [facts(*one) for one in got] == [facts(*one) for one in alone(lm, samplings, StopConfig())]
 
 
-def test_the_first_is_there_while_the_others_still_run(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_sample_comes_while_the_others_still_run(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = steps_of(lm, monkeypatch)
     streams = lm.streams(PROMPT, VARIED.for_samples(4), StopConfig(ignore_eos=True))
     first = next(streams)

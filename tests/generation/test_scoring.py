@@ -127,7 +127,7 @@ def test_the_logits_of_a_whole_text_are_never_in_memory(tiny: LanguageModel, mon
 
 
 @pytest.mark.parametrize("text", [TEXT, TEXT * 3])
-def test_scores_whose_logits_are_summed_up_in_the_kernels_are_those_of_kept_ones(
+def test_scores_summed_up_in_the_kernels_are_those_of_kept_logits(
     tiny: LanguageModel, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = tiny.score(text, top=1)
@@ -216,15 +216,12 @@ def test_the_prompt_of_many_choices_is_run_once(tiny: LanguageModel, monkeypatch
     assert ran[0] > prompt // 2
 
 
-@pytest.mark.parametrize(
-    ("prompt", "choices", "error"),
-    [
-        ("In a", ["only"], "at least two choices"),
-        ("In a", ["same", "same"], "a choice is there twice: same"),
-        ("In a", ["one", ""], "must not be empty"),
-        ("", ["one", "two"], "no prompt for the choices"),
-    ],
-)
+@pytest.mark.parametrize(("prompt", "choices", "error"), [
+    ("In a", ["only"], "at least two choices"),
+    ("In a", ["same", "same"], "a choice is there twice: same"),
+    ("In a", ["one", ""], "must not be empty"),
+    ("", ["one", "two"], "no prompt for the choices"),
+])  # fmt: skip
 def test_choices_that_cannot_be_compared_are_refused(
     tiny: LanguageModel, prompt: str, choices: list[str], error: str
 ) -> None:
@@ -308,7 +305,7 @@ def test_what_many_prompts_begin_with_is_run_a_few_times_only(
     assert beginning > 25 and sum(tokens >= beginning for tokens in ran) < 6
 
 
-def test_what_comes_before_a_text_that_fails_is_there(short: LanguageModel, tiny: LanguageModel) -> None:
+def test_scores_before_a_text_that_fails_are_given(short: LanguageModel, tiny: LanguageModel) -> None:
     scores = tiny.score_many(["In a", "small", ""])
     assert [next(scores).ids, next(scores).ids] == [tiny.score("In a").ids, tiny.score("small").ids]
     with pytest.raises(UsageError, match="empty text"):

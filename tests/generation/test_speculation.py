@@ -11,6 +11,7 @@ from gptcli.generation.events import Finished
 from gptcli.generation.speculation import Pace, PromptLookup
 from gptcli.generation.steps import SingleSteps
 from gptcli.runtime.torch_engine import TorchEngine
+from tests.generation.outcomes import completed
 from tests.parity.reference import write_reference
 from tests.parity.test_families import LONGROPE, engine_of
 
@@ -99,15 +100,11 @@ def test_nothing_is_drafted_across_a_border_of_longrope_or_past_the_context(tmp_
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 @pytest.mark.parametrize("overflow", ["stop", "shift"])
-def test_what_comes_out_is_the_same(tiny_model: Any, temperature: float, overflow: Any) -> None:
+def test_drafts_from_the_text_itself_do_not_change_it(tiny_model: Any, temperature: float, overflow: Any) -> None:
     def generated(speculate: int) -> Finished:
         lm = gptcli.load(tiny_model, dtype="fp32", ctx_size=64, speculate=speculate)
-        events = lm.generate(
-            REPEATED, max_tokens=100, temperature=temperature, top_k=2, seed=3, overflow=overflow, ignore_eos=True
-        )
-        *_, last = events
-        assert isinstance(last, Finished)
-        return last
+        how: dict[str, Any] = {"temperature": temperature, "overflow": overflow}
+        return completed(lm.generate(REPEATED, max_tokens=100, top_k=2, seed=3, ignore_eos=True, **how))[1]
 
     plain, speculative = generated(0), generated(7)
     assert speculative.ids == plain.ids

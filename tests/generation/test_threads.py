@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 import gptcli
-from gptcli import Finished, LanguageModel
-from gptcli.kernels.tensors import library
+from gptcli import LanguageModel
 from gptcli.runtime import device_plan
 from gptcli.runtime.engine import Workload
 from gptcli.settings import RuntimeConfig
 from gptcli.text.sandbox.client import SandboxClient
+from tests.generation.outcomes import completed
+from tests.parity.test_families import needed_library
 from tests.tiny import make_model
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
@@ -30,8 +31,8 @@ def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory)
         patch.setenv("XDG_CACHE_HOME", str(root))
         if request.param == "torch":
             patch.setattr(device_plan, "kernels", lambda: None)
-        elif library() is None:
-            pytest.skip("the kernels are not built here")
+        else:
+            needed_library()
         if request.param == "a snapshot":
             runtime, workload = RuntimeConfig(device="cpu", dtype="fp32"), Workload()
             with LanguageModel.open(str(path), runtime, workload=workload) as first:
@@ -45,9 +46,7 @@ def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory)
 
 
 def ids_of(lm: LanguageModel, prompt: str) -> tuple[int, ...]:
-    *_, end = lm.generate(prompt, max_tokens=16, **GREEDY)
-    assert isinstance(end, Finished)
-    return end.ids
+    return completed(lm.generate(prompt, max_tokens=16, **GREEDY))[1].ids
 
 
 @pytest.mark.parametrize("threads", [2, 8])

@@ -30,20 +30,8 @@ COMMON = {
     "attention.layer_norm_rms_epsilon": ("rms_norm_eps",),
     "attention.layer_norm_epsilon": ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
 }
-# q and k are reordered
-PAIRS = (
-    "llama",
-    "olmo",
-    "granite",
-    "smollm3",
-    "mistral3",
-    "internlm2",
-    "xverse",
-    "minicpm",
-    "granitehybrid",
-    "arcee",
-    "granitemoe",
-)
+# Architectures with reordered rows of q and k.
+PAIRS = """llama olmo granite smollm3 mistral3 internlm2 xverse minicpm granitehybrid arcee granitemoe""".split()
 # Names that the converter changes before it looks them up.
 RENAMED = (
     (r"e_score_correction_bias", "e_score_correction.bias"),
@@ -179,11 +167,8 @@ def _in_one(tensors: Arrays, architecture: str) -> Iterator[tuple[str, np.ndarra
                 stem = name.removesuffix("_bias").replace("gate_up_proj", f"{kind}_proj")
                 yield f"{stem}.{leaf}", part if leaf == "bias" else part.swapaxes(1, 2)
         elif name.endswith(("experts.down_proj", "experts.down_proj_bias")):
-            bias = name.endswith("_bias")
-            yield (
-                f"{name.removesuffix('_bias')}.{'bias' if bias else 'weight'}",
-                values if bias else values.swapaxes(1, 2),
-            )
+            leaf = "bias" if name.endswith("_bias") else "weight"
+            yield f"{name.removesuffix('_bias')}.{leaf}", values if leaf == "bias" else values.swapaxes(1, 2)
         else:
             yield (f"{name}.weight" if name.endswith("sinks") else name), values
     for name, parts in numbered.items():

@@ -19,13 +19,12 @@ from transformers import AutoConfig, AutoModel
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.errors import BrokenCheckpoint, GptcliError, UnsupportedArchitecture
 from gptcli.gguf.architectures import ARCHITECTURES
-from gptcli.gguf.convert import convert
 from gptcli.gguf.families import latent_attention
 from gptcli.gguf.reader import GgufFile
 from tests.gguf import model_writer, tiny_gguf
 from tests.gguf.architecture_cases import CASES, YARN_FIELDS, Case
 from tests.gguf.model_writer import write_model
-from tests.gguf.tiny_gguf import TOKENS, add_field
+from tests.gguf.tiny_gguf import TOKENS, add_field, imported
 from tests.parity.reference import BASE, Reference, randomized, write_reference
 from tests.parity.test_families import IDS, TOLERANCE, engine_of, relative_error
 
@@ -93,7 +92,7 @@ def test_logits_depend_on_what_the_file_says(
     assert relative_error(engine.logits(IDS), wanted) > 10 * TOLERANCE
 
 
-def test_what_is_kept_of_a_file_is_what_it_says(case: Case, reference: Reference, tmp_path: Path) -> None:
+def test_a_kept_header_says_what_the_file_says(case: Case, reference: Reference, tmp_path: Path) -> None:
     read = ModelFolder.open(written(case, reference, tmp_path))
     _ = read.architecture, read.notes
     read.keep()
@@ -135,17 +134,14 @@ def rewritten(tensors: dict[str, np.ndarray], layout: str) -> Iterator[tuple[str
             yield name, values
 
 
-@pytest.mark.parametrize(
-    ("title", "layout"),
-    [
-        ("mixtral", "experts apart"),
-        ("phi2", "q, k and v in one"),
-        ("llama, biases", "q, k and v in one"),
-        ("qwen2", "q, k and v in one"),
-        ("deepseek2", "keys and values in one"),
-        ("qwen3next", "gate and up in one"),
-    ],
-)
+@pytest.mark.parametrize(("title", "layout"), [
+    ("mixtral", "experts apart"),
+    ("phi2", "q, k and v in one"),
+    ("llama, biases", "q, k and v in one"),
+    ("qwen2", "q, k and v in one"),
+    ("deepseek2", "keys and values in one"),
+    ("qwen3next", "gate and up in one"),
+])  # fmt: skip
 def test_other_layouts_of_tensors_have_the_same_logits(
     title: str, layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,14 +176,11 @@ def test_groups_that_an_old_file_does_not_name_are_known_by_its_size(
     assert relative_error(engine_of(file).logits(IDS), reference.logits(IDS)) < TOLERANCE
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("rope.scaling.yarn_log_multiplier", None, "yarn_log_multiplier"),
-        ("expert_count", 0, "without experts"),
-        ("expert_gating_func", 1, "expert_gating_func"),
-    ],
-)
+@pytest.mark.parametrize(("field", "value", "message"), [
+    ("rope.scaling.yarn_log_multiplier", None, "yarn_log_multiplier"),
+    ("expert_count", 0, "without experts"),
+    ("expert_gating_func", 1, "expert_gating_func"),
+])  # fmt: skip
 def test_latent_attention_is_read_as_it_is_known_or_refused(
     field: str, value: object, message: str, tmp_path: Path
 ) -> None:
@@ -209,25 +202,16 @@ REFUSED: dict[str, tuple[dict[str, Any], type[GptcliError], str]] = {
     "a window where there is none": ({"attention.sliding_window": 8}, UnsupportedArchitecture, "sliding_window"),
     "experts without their tensors": ({"expert_count": 4, "expert_used_count": 2}, BrokenCheckpoint, "missing"),
     "a scale of attention": ({"attention.scale": 0.5}, UnsupportedArchitecture, "attention.scale"),
-    "sections of positions for images": (
-        {"rope.dimension_sections": [2, 3, 3, 0]},
-        UnsupportedArchitecture,
-        "dimension_sections",
-    ),
+    "sections of positions for images": ({"rope.dimension_sections": [2, 3, 3, 0]}, UnsupportedArchitecture,
+         "dimension_sections"),
     "attention both ways": ({"attention.causal": False}, UnsupportedArchitecture, "attention.causal"),
-    "heads without channels": (
-        {"attention.key_length": 0, "attention.value_length": 0},
-        BrokenCheckpoint,
-        "heads of 0 channels",
-    ),
+    "heads without channels": ({"attention.key_length": 0, "attention.value_length": 0}, BrokenCheckpoint,
+         "heads of 0 channels"),
     "a layer too many": ({"block_count": 3}, BrokenCheckpoint, "does not use"),
     "a layer too few": ({"block_count": 5}, BrokenCheckpoint, "missing"),
-    "extrapolation of yarn": (
-        YARN_FIELDS | {"rope.scaling.yarn_ext_factor": 0.5},
-        UnsupportedArchitecture,
-        "yarn_ext_factor",
-    ),
-}
+    "extrapolation of yarn": (YARN_FIELDS | {"rope.scaling.yarn_ext_factor": 0.5}, UnsupportedArchitecture,
+         "yarn_ext_factor"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -271,13 +255,12 @@ def test_an_imported_qwen35_has_its_value_heads_where_transformers_has_them(tmp_
             if name.startswith("tokenizer."):
                 add_field(writer, name, value)
 
-    file, target = tmp_path / "model.gguf", tmp_path / "imported"
+    file = tmp_path / "model.gguf"
     config = reference.model.config.to_dict()
     write_model(reference.path, file, case.architecture, config, case.fields, case.tensors, with_tokens)
-    target.mkdir()
-    convert(file, target, lambda done, total: None)
-    imported, original = (load_file(path / "model.safetensors") for path in (target, reference.path))
-    assert imported.keys() == original.keys()
+    target = imported(file, tmp_path / "imported")
+    found, original = (load_file(path / "model.safetensors") for path in (target, reference.path))
+    assert found.keys() == original.keys()
     for name, values in original.items():
-        np.testing.assert_allclose(imported[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
     assert relative_error(engine_of(target).logits(IDS), reference.logits(IDS)) < TOLERANCE

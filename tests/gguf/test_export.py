@@ -23,7 +23,6 @@ from gptcli.export.ggml_rounding import rounded
 from gptcli.export.gguf_file import write_model
 from gptcli.export.targets import WRITTEN_AS
 from gptcli.gguf.blocks import decoded
-from gptcli.gguf.convert import convert
 from gptcli.language_model import LanguageModel
 from gptcli.model_notes import Note
 from gptcli.settings import RuntimeConfig
@@ -31,7 +30,7 @@ from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.tokenizer import Tokenizer
 from tests.gguf.model_writer import tensors_of
 from tests.gguf.test_architectures import CASES, Case
-from tests.gguf.tiny_gguf import WIDTH, Kind, write_gguf, write_sentencepiece
+from tests.gguf.tiny_gguf import WIDTH, Kind, imported, write_gguf, write_sentencepiece
 from tests.parity.reference import Reference, write_reference
 from tests.parity.test_families import engine_of
 from tests.tiny import make_model, make_tokenizer
@@ -105,59 +104,36 @@ def test_rope_scaling_and_switches_survive(case: Case, tmp_path: Path) -> None:
 REFUSED = {
     "an architecture that is only read": ("apertus", {}, "a model of type `apertus`"),
     "no architecture": ("gpt_neo", {}, "a model of type `gpt_neo`"),
-    "a scale that files do not say": (
-        "gemma2",
-        {"head_dim": 32, "query_pre_attn_scalar": 24},
-        r"attention.scale = 0.17\d*, not 0.20",
-    ),
-    "a magnitude of yarn": (
-        "llama",
-        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "attention_factor": 1.3}},
-        "magnitude",
-    ),
+    "a scale that files do not say": ("gemma2", {"head_dim": 32, "query_pre_attn_scalar": 24},
+         r"attention.scale = 0.17\d*, not 0.20"),
+    "a magnitude of yarn": ("llama",
+         {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "attention_factor": 1.3}},
+         "magnitude"),
     "another activation": ("mixtral", {"hidden_act": "gelu"}, "activation = silu, not gelu"),
     "two norms": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}, "no tensor for .*ln_attn"),
     "a head that llama.cpp wants apart": ("olmo2", {"tie_word_embeddings": True}, "only with a head that is not"),
     "a head that a mixture wants apart": ("minimax_m2", {"tie_word_embeddings": True}, "only with a head that is not"),
-    "a mixture in every other layer": (
-        "ernie4_5_moe",
-        {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24, "moe_layer_interval": 2},
-        r"blocks\[\d\].mlp",
-    ),
+    "a mixture in every other layer": ("ernie4_5_moe",
+         {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24, "moe_layer_interval": 2}, r"blocks\[\d\].mlp"),
     "no layer with attention": ("lfm2", {"layer_types": ["conv"] * 4}, "no layer has attention"),
-    "biases of convolutions": (
-        "lfm2",
-        {"layer_types": ["conv", "full_attention"] * 2, "conv_bias": True},
-        "with convolutions without biases",
-    ),
-    "experts whose shares are scaled": (
-        "lfm2_moe",
-        {"layer_types": ["conv", "full_attention"] * 2, "routed_scaling_factor": 1.5},
-        "shares of experts that are not scaled",
-    ),
-    "a head that it wants shared": (
-        "cohere2",
-        {"tie_word_embeddings": False},
-        "a head that is the embedding",
-    ),
+    "biases of convolutions": ("lfm2", {"layer_types": ["conv", "full_attention"] * 2, "conv_bias": True},
+         "with convolutions without biases"),
+    "experts whose shares are scaled": ("lfm2_moe",
+         {"layer_types": ["conv", "full_attention"] * 2, "routed_scaling_factor": 1.5},
+         "shares of experts that are not scaled"),
+    "a head that it wants shared": ("cohere2", {"tie_word_embeddings": False}, "a head that is the embedding"),
     "wide heads where it has none": ("qwen2", {"head_dim": 32}, "heads that together are as wide"),
     "no biases where it has some": ("starcoder2", {"use_bias": False}, "reads starcoder2 only with biases"),
     "no biases of q, k and v": ("gpt_neox", {"attention_bias": False}, "with biases"),
     "biases where it has none": ("arcee", {"mlp_bias": True}, "without biases behind attention or in MLPs"),
     "biases of q, k and v": ("falcon", {"bias": True}, "without biases"),
-    "norms that it has in large models": (
-        "cohere",
-        {"use_qk_norm": True, "tie_word_embeddings": True},
-        "with 64 layers or more",
-    ),
+    "norms that it has in large models": ("cohere", {"use_qk_norm": True, "tie_word_embeddings": True},
+         "with 64 layers or more"),
     "windows that it has in large models": ("exaone4", {"sliding_window": 8}, "with 64 layers, if some have windows"),
-    "shared keys where it has none": (
-        "olmoe",
-        {"num_key_value_heads": 2, "num_experts": 6, "num_experts_per_tok": 2},
-        "as many heads for keys and values",
-    ),
+    "shared keys where it has none": ("olmoe", {"num_key_value_heads": 2, "num_experts": 6, "num_experts_per_tok": 2},
+         "as many heads for keys and values"),
     "norms without a name": ("phi", {"qk_layernorm": True}, "no tensor for .*q_layernorm"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -200,24 +176,19 @@ def assert_same_tensors(*files: Path) -> None:
 @pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q8_0], ids=lambda kind: kind.name)
 def test_blocks_survive_an_import_and_an_export(kind: Kind, tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "a.gguf", kind)
-    (tmp_path / "imported").mkdir()
-    convert(file, tmp_path / "imported", lambda done, total: None)
-    export(tmp_path / "imported", tmp_path / "b.gguf")
+    export(imported(file, tmp_path / "imported"), tmp_path / "b.gguf")
     assert_same_tensors(file, tmp_path / "b.gguf")
 
 
 def test_weights_of_a_form_that_ggml_lacks_are_expanded_exactly_and_named(tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "a.gguf", Kind.Q8_0)
-    (tmp_path / "model").mkdir()
-    convert(file, tmp_path / "model", lambda done, total: None)
-    folder = ModelFolder.open(tmp_path / "model")
-    tensors = load_file(tmp_path / "model" / "model.safetensors")
-    name = "model.layers.0.mlp.up_proj.biases"
-    tensors[name] = tensors[name] * np.float16(0.9)
-    save_file(tensors, tmp_path / "model" / "model.safetensors")
-    (note,) = export(folder.path, tmp_path / "b.gguf")
+    model = imported(file, tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.biases"] *= np.float16(0.9)
+    save_file(tensors, model / "model.safetensors")
+    (note,) = export(model, tmp_path / "b.gguf")
     assert str(note) == "expanded, for ggml has no blocks of the form: 8 bits in groups of 32"
-    assert torch.equal(engine_of(tmp_path / "b.gguf").logits(FEW), engine_of(folder.path).logits(FEW))
+    assert torch.equal(engine_of(tmp_path / "b.gguf").logits(FEW), engine_of(model).logits(FEW))
 
 
 def test_fields_are_what_the_gguf_package_reads(tiny_model: Path, tmp_path: Path) -> None:
@@ -342,9 +313,7 @@ def test_a_tokenizer_that_composes_characters_is_written_with_a_note(tmp_path: P
 def test_a_sentencepiece_tokenizer_comes_back_from_scores(prefix: bool, tmp_path: Path) -> None:
     pieces = ["▁t", "he", "▁the", "in", "▁town", "▁to", "wn", "▁", *"thewnio"]
     file = write_sentencepiece(tmp_path / "a.gguf", pieces, prefix=prefix)
-    (tmp_path / "model").mkdir()
-    convert(file, tmp_path / "model", lambda done, total: None)
-    export(tmp_path / "model", tmp_path / "b.gguf")
+    export(imported(file, tmp_path / "model"), tmp_path / "b.gguf")
     fields = {name: field.contents() for name, field in GGUFReader(tmp_path / "b.gguf").fields.items()}
     assert (fields["tokenizer.ggml.model"], fields["tokenizer.ggml.add_space_prefix"]) == ("llama", prefix)
     first, second = Tokenizer.open(file), Tokenizer.open(tmp_path / "b.gguf")

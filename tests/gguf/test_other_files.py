@@ -21,17 +21,13 @@ from tests.gguf.tiny_gguf import add_field, finish, write_gguf
 MATRIX = np.ones((32, 32), np.float32)
 KINDS: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "a projector": ("clip", {"general.type": "mmproj"}, "v.patch_embd.weight", "reads images"),
-    "an adapter": (
-        "llama",
-        {"general.type": "adapter", "adapter.type": "lora"},
-        "blk.0.attn_q.weight.lora_a",
-        "adapter",
-    ),
+    "an adapter": ("llama", {"general.type": "adapter", "adapter.type": "lora"}, "blk.0.attn_q.weight.lora_a",
+         "adapter"),
     "an importance matrix": ("", {"general.type": "imatrix"}, "blk.0.attn_q.weight.in_sum2", "importance matrix"),
     "a control vector": ("controlvector", {"controlvector.model_hint": "llama"}, "direction.1", "control vector"),
     "a model of embeddings": ("nomic-bert", {"nomic-bert.block_count": 2}, "token_embd.weight", "writes no text"),
     "a vocabulary": ("llama", {"llama.block_count": 2}, "", "a vocabulary"),
-}
+}  # fmt: skip
 
 
 def write(file: Path, architecture: str, fields: dict[str, Any], tensor: str) -> Path:
@@ -57,15 +53,12 @@ def test_what_is_no_language_model_is_named(what: str, tmp_path: Path) -> None:
     assert raised.value.hint
 
 
-@pytest.mark.parametrize(
-    ("start", "message"),
-    [
-        (b"GGUF" + struct.pack(">I", 3), "big-endian"),
-        (b"GGUF" + struct.pack("<I", 1), "GGUF version 1"),
-        (b"tjgg" + struct.pack("<I", 3), "before GGUF"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
-    ],
-)
+@pytest.mark.parametrize(("start", "message"), [
+    (b"GGUF" + struct.pack(">I", 3), "big-endian"),
+    (b"GGUF" + struct.pack("<I", 1), "GGUF version 1"),
+    (b"tjgg" + struct.pack("<I", 3), "before GGUF"),
+    (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+])  # fmt: skip
 def test_what_looks_like_a_gguf_file_is_named(start: bytes, message: str, tmp_path: Path) -> None:
     file = tmp_path / "other.gguf"
     file.write_bytes(start + bytes(64))

@@ -68,14 +68,14 @@ def check(tokenizer: Tokenizer, name: str, *, special: bool) -> None:
 
 
 @pytest.mark.parametrize("special", [False, True], ids=["typed", "special"])
-def test_ids_are_llama_cpps(kind: tuple[str, Tokenizer], special: bool) -> None:
+def test_ids_are_those_of_llama_cpp(kind: tuple[str, Tokenizer], special: bool) -> None:
     name, tokenizer = kind
     check(tokenizer, name, special=special)
 
 
 @pytest.mark.real
 @pytest.mark.parametrize("special", [False, True], ids=["typed", "special"])
-def test_ids_of_the_default_model_are_llama_cpps(real_weights: Path, special: bool) -> None:
+def test_ids_of_the_default_model_are_those_of_llama_cpp(real_weights: Path, special: bool) -> None:
     check(Tokenizer.open(real_weights / DEFAULT_MODEL), "smollm2", special=special)
 
 
@@ -130,14 +130,11 @@ def test_tokens_that_are_never_drawn_are_in_the_generation_config(tmp_path: Path
     assert json.loads((tmp_path / "generation_config.json").read_text())["suppress_tokens"] == [1, 2]
 
 
-@pytest.mark.parametrize(
-    ("texts_of_control", "ends"),
-    [
-        (["<eos>", "<end_of_turn>", "<start_of_turn>"], [0, 1]),
-        (["<|return|>", "<|end|>", "<|call|>"], [0, 2]),  # gpt-oss: several messages are one turn
-        (["<|start|>", "<|end|>", "<|call|>"], [1, 2]),
-    ],
-)
+@pytest.mark.parametrize(("texts_of_control", "ends"), [
+    (["<eos>", "<end_of_turn>", "<start_of_turn>"], [0, 1]),
+    (["<|return|>", "<|end|>", "<|call|>"], [0, 2]),  # gpt-oss: several messages are one turn
+    (["<|start|>", "<|end|>", "<|call|>"], [1, 2]),
+])  # fmt: skip
 def test_control_tokens_that_llama_cpp_ends_at_end_a_text(
     texts_of_control: list[str], ends: list[int], tmp_path: Path
 ) -> None:

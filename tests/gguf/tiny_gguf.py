@@ -9,6 +9,8 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
 
+from gptcli.gguf.convert import convert
+
 Kind = GGMLQuantizationType
 WIDTH, HEADS, KV_HEADS, MLP, LAYERS = 64, 4, 2, 96, 2
 HEAD_DIM = WIDTH // HEADS
@@ -35,28 +37,17 @@ TOKENS = [*CONTROL, *byte_letters(), *("".join(merge) for merge in MERGES)]
 def fields(pre: str = "smollm", width: int = WIDTH, **changes: Any) -> dict[str, Any]:
     """All fields of a tiny file. Changes are by name, with `__` for a dot; None leaves a field out."""
     result = {
-        "general.architecture": "llama",
-        "llama.context_length": 64,
-        "llama.embedding_length": width,
-        "llama.block_count": LAYERS,
-        "llama.feed_forward_length": MLP,
-        "llama.attention.head_count": HEADS,
-        "llama.attention.head_count_kv": KV_HEADS,
-        "llama.attention.layer_norm_rms_epsilon": 1e-5,
-        "llama.rope.freq_base": 10000.0,
-        "llama.rope.dimension_count": width // HEADS,
-        "llama.vocab_size": len(TOKENS),
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": pre,
-        "tokenizer.ggml.tokens": TOKENS,
-        "tokenizer.ggml.token_type": [3, 3, 3, *[1] * (len(TOKENS) - 3)],
-        "tokenizer.ggml.merges": [" ".join(merge) for merge in MERGES],
-        "tokenizer.ggml.bos_token_id": 1,
-        "tokenizer.ggml.eos_token_id": 2,
-        "tokenizer.ggml.unknown_token_id": 0,
+        "general.architecture": "llama", "llama.context_length": 64, "llama.embedding_length": width,
+        "llama.block_count": LAYERS, "llama.feed_forward_length": MLP, "llama.attention.head_count": HEADS,
+        "llama.attention.head_count_kv": KV_HEADS, "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "llama.rope.freq_base": 10000.0, "llama.rope.dimension_count": width // HEADS,
+        "llama.vocab_size": len(TOKENS), "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": TOKENS, "tokenizer.ggml.token_type": [3, 3, 3, *[1] * (len(TOKENS) - 3)],
+        "tokenizer.ggml.merges": [" ".join(merge) for merge in MERGES], "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.unknown_token_id": 0,
         "tokenizer.ggml.add_bos_token": False,
         "tokenizer.chat_template": "{% for message in messages %}{{ message['content'] }}{% endfor %}",
-    }
+    }  # fmt: skip
     result |= {name.replace("__", "."): value for name, value in changes.items()}
     return {name: value for name, value in result.items() if value is not None}
 
@@ -137,6 +128,13 @@ def finish(writer: GGUFWriter) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def imported(file: Path, target: Path) -> Path:
+    """A file converted to a new directory."""
+    target.mkdir()
+    convert(file, target, lambda done, total: None)
+    return target
 
 
 def write_vocabulary(path: Path, pre: str, merges: list[tuple[str, str]]) -> Path:

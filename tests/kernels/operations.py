@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from gptcli.kernels.bindings import ACTIVATIONS, CACHE_KINDS, Arithmetic, CacheKind, Matrix
+from gptcli.kernels.bindings import ACTIVATIONS, CACHE_KINDS, ROUNDED_PRODUCTS, Arithmetic, CacheKind, Matrix
 from gptcli.kernels.tensors import Library, address, contiguous
 
 
@@ -105,7 +105,7 @@ class Operations(Library):
         queries: Tensor,
         keys: Tensor,
         values: Tensor,
-        arithmetic: Arithmetic | Literal["rounded"],
+        arithmetic: Literal["fp32", "rounded"],
         window: int = 0,
         softcap: float = 0.0,
         sinks: Tensor | None = None,
@@ -121,7 +121,7 @@ class Operations(Library):
         passage = Passage(
             address(queries), address(sinks), None, stored[0].data_ptr(), stored[1].data_ptr(), address(out),
             tokens, positions - tokens, window, 0, 0, CACHE_KINDS.index(kind), heads, kv_heads, head_dim,
-            positions, heads * head_dim, 1.0, softcap, 0.0, (*get_args(Arithmetic), "rounded").index(arithmetic),
+            positions, heads * head_dim, 1.0, softcap, 0.0, {"fp32": 0, "rounded": ROUNDED_PRODUCTS}[arithmetic],
         )  # fmt: skip
         assert self._c.gptcli_passage(byref(passage)) == 0
         return out

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from gptcli.kernels.bindings import Level, Matrix
 from gptcli.kernels.memory import Memory
-from gptcli.kernels.tensors import Library, library
+from gptcli.kernels.tensors import Library
+from tests.parity.test_families import needed_library
 
 DTYPES = [torch.bfloat16, torch.float32]
 BITS = {torch.bfloat16: 12, torch.float32: 28}
@@ -20,8 +21,8 @@ BITS = {torch.bfloat16: 12, torch.float32: 28}
 
 @pytest.fixture
 def kernels() -> Iterator[Library]:
-    loaded = library()
-    if loaded is None or "avx512" not in loaded.levels():
+    loaded = needed_library()
+    if "avx512" not in loaded.levels():
         pytest.skip("no kernels here decode faster than they read")
     before, threads = loaded.level, loaded.threads
     loaded.set_level("avx512")

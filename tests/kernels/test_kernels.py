@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, get_args
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from torch.nn import functional as F
 
 from gptcli.errors import UsageError
 from gptcli.kernels import bindings, tensors
-from gptcli.kernels.bindings import BF16_LEVELS, Arithmetic, Level, Matrix
+from gptcli.kernels.bindings import BF16_LEVELS, Arithmetic, Matrix
 from gptcli.kernels.tensors import Library
 from gptcli.quant.affine import pack_nibbles
 from tests.kernels.operations import Operations
@@ -25,20 +28,12 @@ TOKENS = (*range(1, 41), 130, 600)
 DENSE = (torch.float32, torch.float16, torch.bfloat16)
 
 
-@pytest.fixture(params=get_args(Level))
-def kernels(request: pytest.FixtureRequest) -> Iterator[Operations]:
-    library = Operations.built()
-    if library is None:
-        pytest.skip("the kernels are not built")
-    level: Level = request.param
-    if level not in library.levels():
-        pytest.skip(f"this processor has no {level}")
-    before, threads = library.level, library.threads
-    library.set_level(level)
-    library.set_threads(2)
-    yield library
-    library.set_level(before)
-    library.set_threads(threads)
+@pytest.fixture
+def kernels(kernels: Library) -> Operations:
+    """The kernels with the single operations, at each level."""
+    path = bindings.built_file()
+    assert path is not None
+    return Operations(path)
 
 
 @pytest.fixture(autouse=True)
@@ -568,12 +563,14 @@ def test_attention_to_one_key_among_many(kernels: Operations) -> None:
     assert_close(out, values[0, 200].expand(2, -1))
 
 
-@pytest.mark.parametrize("arithmetic", ["fp32", "bf16"])
+@pytest.mark.parametrize("arithmetic", ["fp32", "rounded"])
 @pytest.mark.parametrize(("tokens", "before"), [(9, 0), (65, 0), (70, 63), (33, 300)])
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(9, 3, 64), (8, 1, 80), (2, 2, 6), (7, 1, 128)])
 def test_attention_of_many_tokens(
-    kernels: Operations, heads: int, kv_heads: int, head_dim: int, tokens: int, before: int, arithmetic: Arithmetic
+    kernels: Operations, heads: int, kv_heads: int, head_dim: int, tokens: int, before: int, arithmetic: Any
 ) -> None:
+    if arithmetic == "rounded" and kernels.level != "amx":
+        pytest.skip("rounds more, or as for fp32: see below")
     queries = torch.randn(tokens, heads, head_dim) * 2 * head_dim**-0.5
     keys, values = torch.randn(2, kv_heads, before + tokens, head_dim)
     for window, softcap, sinks in [(0, 0.0, None), (17, 0.0, None), (0, 3.0, torch.randn(heads)), (100, 0.0, None)]:
@@ -582,14 +579,7 @@ def test_attention_of_many_tokens(
             end = before + token + 1
             seen = slice(max(0, end - window) if window else 0, end)
             expected = attended(query, keys[:, seen], values[:, seen], 1.0, softcap or None, sinks)
-            assert_close(out[token], expected, 5e-5 if arithmetic == "bf16" else 1e-5)
-
-
-def test_attention_of_many_tokens_to_one_key_among_many(kernels: Operations) -> None:
-    queries, keys, values = torch.ones(20, 2, 64), torch.zeros(1, 300, 64), torch.randn(1, 300, 64)
-    keys[0, 200] = 100  # its score is thousands above the others
-    out = kernels.passage(queries, keys, values, "bf16")
-    assert_close(out, values[0, 200].expand(20, 2, -1), 5e-5)
+            assert_close(out[token], expected, 5e-5 if arithmetic == "rounded" else 1e-5)
 
 
 # Scores of tokens
@@ -779,26 +769,31 @@ def test_kernels_compiled_from_other_sources_are_refused_and_not_called(
 ) -> None:
     path = bindings.built_file()
     assert path is not None
-    monkeypatch.setattr(
-        bindings, "_STRUCTURES", (bindings.Frame, *bindings._STRUCTURES[1:])
-    )  # as if Op had other fields
-    with pytest.raises(UsageError, match="another version"):
-        Library(path)
-    monkeypatch.undo()
-    monkeypatch.setitem(bindings._SIGNATURES, "gptcli_is_to_come", (None, []))
-    with pytest.raises(UsageError, match="another version"):
-        Library(path)
+    for name, value in {
+        "_INTERFACE": 1,
+        "_STRUCTURES": (bindings.Frame, *bindings._STRUCTURES[1:]),  # as if Op had other fields
+        "_SIGNATURES": bindings._SIGNATURES | {"gptcli_is_to_come": (None, [])},
+    }.items():
+        with monkeypatch.context() as patch, pytest.raises(UsageError, match="another version"):
+            patch.setattr(bindings, name, value)
+            Library(path)
+
+
+def test_what_python_knows_of_the_header_has_a_number_of_its_own() -> None:
+    source = Path(bindings.__file__).with_name("c") / "kernels.h"
+    header = re.sub(r"(?s)/\*.*?\*/", "", source.read_text())
+    structs = "Op|Rotation|Row|State|Frame|Choice|Draw|Matrix|Attention|Passage"
+    declared = rf"(?s)EXPORT [^;]*;|typedef enum {{[^}}]*}}[^;]*;|typedef struct (?:{structs}) {{.*?\n}} \w+;"
+    known = re.findall(declared, header)
+    number = zlib.crc32(" ".join(" ".join(known).split()).encode())
+    [written] = re.findall(r"INTERFACE = (\w+)", header)
+    assert (written, bindings._INTERFACE) == (hex(number), number), f"write {number:#x} into kernels.h and bindings.py"
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_quantizing_the_activations_costs_little(kernels: Library, bits: int) -> None:
     weight, x = affine(577, 576, bits, 32), torch.randn(5, 576)
     assert_product(kernels.linear(weight.matrix(kernels), x), x, weight.expanded(), relative=0.02)
-
-
-def test_packing_costs_little_more_than_the_weights(kernels: Library) -> None:
-    matrix = affine(160, 256, 4, 32).matrix(kernels)
-    assert matrix.size == 160 * 256 // 2 + 160 * 8 * 4
 
 
 def test_many_matrices_come_and_go(kernels: Library) -> None:

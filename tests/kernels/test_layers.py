@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 
 import gptcli
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.load import Packing, WeightPlan, load_decoder
+from gptcli.checkpoint.load import Packing, load_decoder
+from gptcli.checkpoint.tensor_source import TensorSource
 from gptcli.errors import OutOfMemory
 from gptcli.kernels.bindings import BF16_LEVELS, Arithmetic
 from gptcli.kernels.layers import CompiledEmbedding, CompiledExperts, CompiledLinear, can_compile
@@ -21,12 +22,13 @@ from gptcli.quant.affine import AffineWeight
 from gptcli.quant.gptq import gptq_weight
 from gptcli.runtime import device_plan as device
 from gptcli.runtime.bench import weight_bytes
-from gptcli.runtime.device_plan import DevicePlan, plan_for
+from gptcli.runtime.device_plan import plan_for
 from gptcli.runtime.torch_engine import TorchEngine
 from gptcli.settings import Dtype, Quantize, RuntimeConfig
+from tests.parity import test_families
 from tests.parity.reference import write_reference
 from tests.parity.test_families import needed_library, relative_error
-from tests.quant.repacked import IDS, logits_of, repack
+from tests.quant.repacked import IDS, Packed, logits_of, repack
 from tests.quant.test_experts import FAMILIES, MLX, pack
 
 SIZES = {"intermediate_size": 96, "num_hidden_layers": 2}
@@ -37,18 +39,8 @@ def library() -> Library:
     return needed_library()
 
 
-def engine_of(
-    path: Path,
-    library: Library,
-    packing: Packing = "keep",
-    *,
-    half: torch.dtype | None = None,
-    arithmetic: Arithmetic = "fp32",
-) -> TorchEngine:
-    weights = WeightPlan(torch.device("cpu"), torch.float32, packing, library, half, arithmetic)
-    plan = DevicePlan(weights, library)
-    decoder = load_decoder(ModelFolder.open(path), plan.weights)
-    return TorchEngine(decoder, plan, decoder.config.max_context, load_s=0.0)
+def engine_of(path: Path, library: Library, packing: Packing = "keep", **how: Any) -> TorchEngine:
+    return test_families.engine_of(path, library=library, packing=packing, **how)
 
 
 def decoded(engine: TorchEngine) -> Tensor:
@@ -132,16 +124,13 @@ def test_quantizing_takes_this_many_bits_per_weight(
     assert all(matrix.size * 8 == matrix.rows * matrix.columns * bits for matrix in layers)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "offset", "bytes_a_group"),
-    [
-        (torch.float16, 0, 16 + 4),
-        (torch.bfloat16, 0, 16 + 4),
-        (torch.float32, 0, 16 + 4),
-        (torch.float32, 2**-20, 16 + 8),
-        (torch.bfloat16, 2.0**17, 16 + 8),
-    ],
-)
+@pytest.mark.parametrize(("dtype", "offset", "bytes_a_group"), [
+    (torch.float16, 0, 16 + 4),
+    (torch.bfloat16, 0, 16 + 4),
+    (torch.float32, 0, 16 + 4),
+    (torch.float32, 2**-20, 16 + 8),
+    (torch.bfloat16, 2.0**17, 16 + 8),
+])  # fmt: skip
 def test_constants_that_are_all_numbers_of_fp16_take_16_bits(
     dtype: torch.dtype, offset: float, bytes_a_group: int, library: Library
 ) -> None:
@@ -208,55 +197,74 @@ def test_a_half_that_was_asked_for_rounds_only_matrices(
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-def test_packed_weights_become_a_half_or_stay_as_exact_as_they_are(
+def test_packed_weights_are_rounded_to_a_half_or_kept_exact(
     half: torch.dtype, tmp_path: Path, library: Library
 ) -> None:
     path = write_reference(tmp_path / "dense", "llama", **SIZES).path
-    repack(path, tmp_path / "packed", tmp_path / "meant", pack, **MLX)
-    meant = load_file(tmp_path / "meant" / "model.safetensors")
-    wanted = logits_of(tmp_path / "meant")
-    kept, expanded = (engine_of(tmp_path / "packed", library, packing, half=half) for packing in ("keep", "dense"))
+    packed, meant = repack(path, tmp_path, pack, **MLX)
+    tensors, wanted = load_file(meant / "model.safetensors"), logits_of(meant)
+    kept, expanded = (engine_of(packed, library, packing, half=half) for packing in ("keep", "dense"))
     assert relative_error(kept.logits(IDS), wanted) < 1e-5
-    matrices = {name: tensor.to(half).float() for name, tensor in meant.items() if tensor.ndim == 2}
-    save_file(meant | matrices, tmp_path / "meant" / "model.safetensors")
-    assert relative_error(expanded.logits(IDS), logits_of(tmp_path / "meant")) < 1e-5
+    matrices = {name: tensor.to(half).float() for name, tensor in tensors.items() if tensor.ndim == 2}
+    save_file(tensors | matrices, meant / "model.safetensors")
+    assert relative_error(expanded.logits(IDS), logits_of(meant)) < 1e-5
     assert 1e-5 < relative_error(expanded.logits(IDS), wanted) < 0.1
+
+
+def test_rows_of_which_the_kernels_cannot_take_all_become_dense_and_are_read_once(
+    tmp_path: Path, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mixed(name: str, weight: Tensor) -> Packed | None:
+        if ".v_proj" not in name:
+            return pack(name, weight)
+        rows, columns = weight.shape
+        scales, biases = (torch.rand(2, rows, columns // 32) * 0.1).half()
+        made = AffineWeight(torch.randint(0, 256, (rows, columns * 3 // 8), dtype=torch.uint8), scales, biases, 3)
+        return {"weight": made.packed.view(torch.uint32), "scales": scales, "biases": biases}, made.expanded()
+
+    bits = {"group_size": 32, "bits": 3}
+    quantization = MLX["quantization"] | {f"model.layers.{layer}.self_attn.v_proj": bits for layer in range(2)}
+    path = write_reference(tmp_path / "dense", "llama", **SIZES).path
+    packed, meant = repack(path, tmp_path, mixed, quantization=quantization)
+    read, weight = list[str](), TensorSource.weight
+    monkeypatch.setattr(TensorSource, "weight", lambda self, name: read.append(name) or weight(self, name))
+    engine = engine_of(packed, library)
+    assert len(read) == len(set(read))
+    assert isinstance(engine.decoder.blocks[0].attention.qkv, CompiledLinear)
+    assert relative_error(engine.logits(IDS), logits_of(meant)) < 1e-5
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_experts_are_compiled_too(family: str, tmp_path: Path, library: Library) -> None:
     path = write_reference(tmp_path / "dense", family, **FAMILIES[family]).path
-    repack(path, tmp_path / "packed", tmp_path / "meant", pack, **MLX)
-    engine = engine_of(tmp_path / "packed", library, arithmetic="int8")
+    packed, meant = repack(path, tmp_path, pack, **MLX)
+    engine = engine_of(packed, library, arithmetic="int8")
     assert sum(isinstance(module, CompiledExperts) for module in engine.decoder.modules()) == 4
     assert engine.kernels == library.level
-    errors = (engine.logits(IDS) - logits_of(tmp_path / "meant")).abs().amax(-1)
+    errors = (engine.logits(IDS) - logits_of(meant)).abs().amax(-1)
     assert 0 < errors.median() < 0.05  # a router may choose another expert for a token here and there
 
 
 def test_a_dtype_that_was_asked_for_is_that_of_the_activations(tmp_path: Path, library: Library) -> None:
     path = write_reference(tmp_path / "dense", "llama", **SIZES).path
-    repack(path, tmp_path / "packed", tmp_path / "meant", pack, **MLX)
-    wanted = logits_of(tmp_path / "meant")
-    engine = engine_of(tmp_path / "packed", library)
+    packed, meant = repack(path, tmp_path, pack, **MLX)
+    wanted = logits_of(meant)
+    engine = engine_of(packed, library)
     assert sum(isinstance(module, CompiledLinear) for module in engine.decoder.modules()) > 0
     assert relative_error(engine.logits(IDS), wanted) < 1e-5
     assert relative_error(decoded(engine), wanted) < 1e-5
-    assert relative_error(engine_of(tmp_path / "packed", library, arithmetic="int8").logits(IDS), wanted) > 1e-4
+    assert relative_error(engine_of(packed, library, arithmetic="int8").logits(IDS), wanted) > 1e-4
 
 
-@pytest.mark.parametrize(
-    ("bits", "group", "scale", "bias", "known"),
-    [
-        (4, 32, torch.float16, torch.float16, True),
-        (8, 96, torch.bfloat16, torch.bfloat16, True),
-        (8, 48, torch.float16, torch.float16, False),
-        (4, 16, torch.float16, torch.float16, False),
-        (4, 32, torch.float16, torch.bfloat16, False),
-        (8, 32, torch.float64, torch.float64, False),
-        (3, 32, torch.float16, torch.float16, False),
-    ],
-)
+@pytest.mark.parametrize(("bits", "group", "scale", "bias", "known"), [
+    (4, 32, torch.float16, torch.float16, True),
+    (8, 96, torch.bfloat16, torch.bfloat16, True),
+    (8, 48, torch.float16, torch.float16, False),
+    (4, 16, torch.float16, torch.float16, False),
+    (4, 32, torch.float16, torch.bfloat16, False),
+    (8, 32, torch.float64, torch.float64, False),
+    (3, 32, torch.float16, torch.float16, False),
+])  # fmt: skip
 def test_formats_that_the_kernels_cannot_read_are_left_to_torch(
     bits: int, group: int, scale: torch.dtype, bias: torch.dtype, known: bool, library: Library
 ) -> None:
@@ -294,20 +302,20 @@ def test_a_large_packed_model_rounds_activations_where_there_are_no_bf16_product
     if library.level == "portable":
         pytest.skip("torch multiplies dense weights here")
     path = write_reference(tmp_path / "dense", "llama", **SIZES).path
-    repack(path, tmp_path / "packed", tmp_path / "meant", pack, **MLX)
-    monkeypatch.setattr(device, "_LARGE", ModelFolder.open(tmp_path / "packed").weight_bytes)
+    packed, _ = repack(path, tmp_path, pack, **MLX)
+    monkeypatch.setattr(device, "_LARGE", ModelFolder.open(packed).weight_bytes)
 
     def planned(model: Path, dtype: Dtype) -> TorchEngine:
         folder = ModelFolder.open(model)
         plan = plan_for(folder, RuntimeConfig(device="cpu", dtype=dtype))
         return TorchEngine(load_decoder(folder, plan.weights), plan, 64, load_s=0.0)
 
-    engine = planned(tmp_path / "packed", "auto")
+    engine = planned(packed, "auto")
     if library.level in BF16_LEVELS:
         assert (engine.arithmetic, engine.failures) == ("bf16", ())
     else:
         assert engine.arithmetic == "int8" and "rounded to 8 bits; --dtype fp32" in engine.failures[0]
-    for model, dtype in ((tmp_path / "packed", "fp32"), (path, "auto")):
+    for model, dtype in ((packed, "fp32"), (path, "auto")):
         assert planned(model, dtype).failures == ()
 
 
@@ -317,8 +325,7 @@ def test_a_plan_needs_the_memory_of_what_was_asked_for(
     if library.level == "portable":
         pytest.skip("torch multiplies dense weights here")
     path = write_reference(tmp_path / "dense", "llama", **SIZES).path
-    repack(path, tmp_path / "packed", tmp_path / "meant", pack, **MLX)
-    folder = ModelFolder.open(tmp_path / "packed")
+    folder = ModelFolder.open(repack(path, tmp_path, pack, **MLX)[0])
 
     def packing(dtype: Dtype, quantize: Quantize, free: int) -> Packing:
         monkeypatch.setattr(device, "free_bytes", lambda device: free)

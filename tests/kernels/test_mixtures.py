@@ -143,7 +143,7 @@ def test_experts_may_have_any_form(kernels: Library, form: str) -> None:
 
 
 @pytest.mark.parametrize(("arithmetic", "least", "most"), [("int8", 1e-4, 0.03), ("bf16", 0, 0.03)])
-def test_experts_multiply_in_the_arithmetic_that_they_are_to(
+def test_experts_multiply_in_the_arithmetic_asked_for(
     kernels: Library, arithmetic: Arithmetic, least: float, most: float
 ) -> None:
     decoder = decoder_of(replace(GPT_OSS, top_k=6))  # all, so that no rounding changes a choice

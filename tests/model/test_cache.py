@@ -39,7 +39,7 @@ def append(cache: KVCache, tokens: list[int]) -> tuple[torch.Tensor, torch.Tenso
     return seen
 
 
-def test_growing_keeps_what_is_there() -> None:
+def test_a_growing_cache_keeps_its_keys_and_values() -> None:
     cache = filled(list(range(500)))
     assert cache.capacity == 512
     keys, values = append(cache, list(range(500, 1100)))
@@ -48,7 +48,7 @@ def test_growing_keeps_what_is_there() -> None:
     assert values[0, 0, :, 3].tolist() == [-t for t in range(1100)]
 
 
-def test_it_never_grows_beyond_its_limit() -> None:
+def test_a_cache_never_grows_beyond_its_limit() -> None:
     assert filled([1] * 600, limit=700).capacity == 700
     with pytest.raises(AssertionError, match="701 tokens in a cache limited to 700"):
         filled([1] * 701, limit=700)

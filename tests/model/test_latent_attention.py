@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import gptcli
 from gptcli import ChatSettings, Finished, LanguageModel
+from gptcli.checkpoint.folder import ModelFolder
+from gptcli.errors import OutOfMemory
 from gptcli.model.config import LatentAttentionConfig, NormConfig, RopeConfig
-from gptcli.settings import SamplingConfig, StopConfig
+from gptcli.runtime import device_plan
+from gptcli.settings import RuntimeConfig, SamplingConfig, StopConfig
 from tests.chat.test_session import counted_prefills, finish
 from tests.parity.reference import write_reference
 from tests.parity.test_families import DEEPSEEK, GROUPS, IDS, SCORED_YARN, engine_of, needed_library, relative_error
 from tests.tiny import make_model
 
 REPEATED = "In a small town there lived a clockmaker. In a small town there lived a clockmaker. In a"
-V3 = LatentAttentionConfig(
-    heads=128,
-    latent_dim=512,
-    plain_dim=128,
-    value_dim=128,
-    rope=RopeConfig(theta=10_000.0, dim=64),
-    scale=0.1,
-    norm=NormConfig(kind="rms", eps=1e-6),
-)
+ROPE, NORM = RopeConfig(theta=10_000.0, dim=64), NormConfig(kind="rms", eps=1e-6)
+V3 = LatentAttentionConfig(heads=128, latent_dim=512, plain_dim=128, value_dim=128, rope=ROPE, scale=0.1, norm=NORM)
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +75,28 @@ def test_a_program_caches_only_latents(path: Path) -> None:
     assert program is not None
     [layout] = program.program.layouts
     assert layout.planes == [4 * (24 + 8)] * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_plan_counts_all_that_a_program_holds_for_heads(
+    path: Path, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(path / "model.safetensors").items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((path / "config.json").read_bytes())
+    library, folder = needed_library(), ModelFolder.open(tmp_path)
+    engine = engine_of(tmp_path, library=library)
+    assert engine._program is not None
+    program, codes = engine._program.program, [library.code("BY_HEAD"), library.code("EXPAND")]
+    held = {each.address: each.size for index, each in program.matrices if program.ops[index].code in codes}
+    parameters = [block.attention.kv.weight for block in engine.decoder.blocks]
+    stored = sum(folder.tensors[name].size for name in folder.tensors if "kv_b_proj" in name)
+    wanted = folder.weight_bytes + sum(held.values()) + sum(each.nbytes for each in parameters) - stored
+    monkeypatch.setattr(device_plan, "_kernels", lambda runtime: library)
+    for free in (wanted, wanted - 1):
+        monkeypatch.setattr(device_plan, "free_bytes", lambda device, free=free: free)
+        with pytest.raises(OutOfMemory) if free < wanted else contextlib.nullcontext():
+            device_plan.plan_for(folder, RuntimeConfig(device="cpu", dtype="fp32"))
 
 
 def test_samples_are_what_each_would_be_alone(lm: LanguageModel) -> None:

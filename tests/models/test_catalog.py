@@ -11,14 +11,8 @@ import pytest
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.errors import ModelNotFound
-from gptcli.models.catalog import (
-    DEFAULT_MODEL,
-    find,
-    find_named,
-    install_root,
-    local_models,
-    missing_root_notes,
-)
+from gptcli.models import catalog
+from gptcli.models.catalog import DEFAULT_MODEL, find, find_named, install_root, local_models, missing_root_notes
 from gptcli.models.hub_cache import hub_cache
 from gptcli.models.locate import locate
 from tests.models.fake_hub import FakeHub
@@ -43,35 +37,21 @@ def hub_snapshot(tmp_path: Path, name: str, commit: str = "abc", reference: str 
     return config_in(directory / "snapshots" / commit)
 
 
-def test_a_path_comes_first_then_gptcli_weights_then_the_users_data_then_the_hubs_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_models_are_looked_for_in_one_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "owner/name"
     assert find(name) is None
-    found_in = [
-        hub_snapshot(tmp_path, name),
-        config_in(user_root(tmp_path) / name),
-        config_in(tmp_path / "weights" / name),
-    ]
-    by_path = config_in(tmp_path / "here" / name)
-    assert locate(name) == found_in[2]
-    (found_in[2] / "config.json").unlink()
-    assert locate(name) == found_in[1]
-    (found_in[1] / "config.json").unlink()
-    assert locate(name) == found_in[0]
+    cached, by_path = hub_snapshot(tmp_path, name), config_in(tmp_path / "here" / name)
+    for directory in [config_in(root / name) for root in (tmp_path / "weights", user_root(tmp_path))]:
+        assert locate(name) == directory
+        (directory / "config.json").unlink()
+    assert locate(name) == cached
     monkeypatch.chdir(tmp_path / "here")
     assert locate(name).resolve() == by_path
 
 
-def test_a_checkout_keeps_its_models_in_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_are_kept_in_a_checkout_or_the_users_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GPTCLI_WEIGHTS")
     assert install_root() == Path(__file__).parents[2] / "weights"
-
-
-def test_an_installed_gptcli_keeps_them_in_the_users_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gptcli.models import catalog
-
-    monkeypatch.delenv("GPTCLI_WEIGHTS")
     monkeypatch.setattr(catalog, "__file__", str(tmp_path / "site-packages" / "gptcli" / "models" / "catalog.py"))
     assert install_root() == user_root(tmp_path)
 
@@ -92,7 +72,7 @@ def test_hidden_directories_are_never_listed(hidden: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("reference", ["another commit", "\0\udcff", ""])
-def test_of_a_cached_model_whose_main_revision_is_not_there_the_newest_is_found(reference: str, tmp_path: Path) -> None:
+def test_without_its_main_revision_a_cached_models_newest_is_found(reference: str, tmp_path: Path) -> None:
     hub_snapshot(tmp_path, "owner/name")
     before = find("owner/name")
     file = tmp_path / "huggingface/hub/models--owner--name/refs/main"
@@ -112,7 +92,6 @@ def test_the_hubs_cache_is_where_its_client_looks(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("OTHER", "/other")
     spec = importlib.util.find_spec("huggingface_hub.constants")
-    assert spec and spec.loader
     places = set()
     for values in itertools.product(*([None, *values] for values in variables.values())):
         for name, value in zip(variables, values, strict=True):
@@ -132,9 +111,7 @@ def client_fetches(hub: FakeHub, cache: Path, revision: str) -> Path:
     return Path(files[0]).parent
 
 
-def test_a_model_that_the_hubs_client_fetched_is_found_whatever_it_was_called(
-    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_of_the_hubs_client_is_found(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "huggingface" / "hub"
     fetched = client_fetches(hub, cache, revision=hub.commit)
     assert not (cache / "models--owner--tiny" / "refs").exists()
@@ -146,7 +123,7 @@ def test_a_model_that_the_hubs_client_fetched_is_found_whatever_it_was_called(
     assert locate("owner/tiny") == fetched
 
 
-def test_a_snapshot_may_link_to_blobs_that_all_models_of_the_hubs_client_share(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_snapshot_may_link_to_blobs_that_models_share(hub: FakeHub, tmp_path: Path) -> None:
     """The client moves a blob there and leaves a link to it among the model's own."""
     shared = pytest.importorskip("huggingface_hub.utils._shared_blobs")
     cache = tmp_path / "huggingface" / "hub"
@@ -193,17 +170,14 @@ def test_a_path_is_not_a_name(name: str) -> None:
     assert find_named(name) is None
 
 
-def test_gptcli_weights_may_be_a_list_whose_first_directory_takes_new_models(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_first_of_gptcli_weights_takes_new_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     monkeypatch.setenv("GPTCLI_WEIGHTS", f"{first}{os.pathsep}{second}")
     config_in(second / "mine")
     assert install_root() == first
     assert missing_root_notes() == missing_root_notes("by-name") == [f"GPTCLI_WEIGHTS: there is no directory {first}"]
     assert missing_root_notes(str(tmp_path)) == []
-    model = find_named("mine")
-    assert model is not None and model.path == second / "mine"
+    assert find_named("mine").path == second / "mine"
     assert [model.name for model in local_models()] == ["mine"]
 
 
@@ -211,8 +185,7 @@ def test_a_path_may_begin_at_home_or_be_a_file_of_weights(tmp_path: Path, monkey
     monkeypatch.setenv("HOME", str(tmp_path))
     model = make_model(tmp_path / "mine")
     for name in ("~/mine", "~/mine/model.safetensors", str(model / "model.safetensors")):
-        found = find(name)
-        assert found is not None and found.path == model
+        assert find(name).path == model
 
 
 def test_a_near_name_is_proposed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,9 +197,7 @@ def test_a_near_name_is_proposed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert str(error.value.hint).startswith("did you mean smollm2-360m-instruct?")
 
 
-def test_a_snapshot_that_another_process_removes_meanwhile_is_not_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_snapshot_that_is_removed_meanwhile_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = hub_snapshot(tmp_path, "owner/name", reference="gone").parent
     removed = config_in(directory / "removed")
     is_file = os.path.isfile
@@ -241,7 +212,7 @@ def test_a_snapshot_that_another_process_removes_meanwhile_is_not_taken(
     assert locate("owner/name") == directory / "abc" and not removed.exists()
 
 
-def test_of_several_snapshots_without_a_main_one_the_newest_with_a_config_is_taken(tmp_path: Path) -> None:
+def test_the_newest_snapshot_with_a_config_is_taken(tmp_path: Path) -> None:
     directory = tmp_path / "huggingface" / "hub" / "models--owner--name"
     for age, commit in enumerate(["first", "latest", "older"]):
         os.utime(config_in(directory / "snapshots" / commit), (1000 - age, 1000 - age + 5 * (commit == "latest")))
@@ -249,9 +220,7 @@ def test_of_several_snapshots_without_a_main_one_the_newest_with_a_config_is_tak
     assert locate("owner/name") == directory / "snapshots" / "latest"
 
 
-def test_where_the_main_snapshot_is_there_no_other_is_looked_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_beside_the_main_snapshot_no_other_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     main = hub_snapshot(tmp_path, "owner/name")
     monkeypatch.delattr(Path, "glob")
     assert locate("owner/name") == main

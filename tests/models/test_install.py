@@ -45,7 +45,7 @@ def test_a_model_is_installed_with_its_checksums() -> None:
     assert changed_files(path, record) == ["config.json"]
 
 
-def test_a_directory_is_made_for_a_model_and_not_for_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "not" / "there"
     monkeypatch.setenv("GPTCLI_WEIGHTS", str(root))
     with pytest.raises(ModelNotFound), one_at_a_time(), scratch():
@@ -100,11 +100,9 @@ def install_many(root: str, letter: str) -> None:
         put("name", json.dumps({"by": letter}))
 
 
-def test_processes_that_install_the_same_model_do_not_disturb_each_other() -> None:
-    processes = [
-        multiprocessing.get_context("fork").Process(target=install_many, args=(str(install_root()), letter))
-        for letter in "ab"
-    ]
+def test_processes_may_install_one_model_at_once() -> None:
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=install_many, args=(str(install_root()), letter)) for letter in "ab"]
     for process in processes:
         process.start()
     for process in processes:
@@ -114,7 +112,7 @@ def test_processes_that_install_the_same_model_do_not_disturb_each_other() -> No
     assert changed_files(install_root() / "name", json.loads((install_root() / "name" / RECORD).read_text())) == []
 
 
-def test_the_same_model_is_not_fetched_twice_at_a_time() -> None:
+def test_a_model_is_fetched_once_at_a_time() -> None:
     with scratch("owner/name"):
         with pytest.raises(OutputError, match="another process is fetching"), scratch("owner/name"):
             pass
@@ -170,7 +168,7 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     subprocess.run(["umount", disk], check=True)
 
 
-def test_a_disk_that_becomes_full_is_an_output_error_and_is_left_clean(small_disk: Path, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_is_an_error_and_is_left_clean(small_disk: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="No space left on device"):
         import_gguf(write_gguf(tmp_path / "a.gguf"), "mine", silent)
     assert contents(small_disk) == []
@@ -185,9 +183,7 @@ def test_rm_removes_a_model_and_its_empty_owner() -> None:
     assert contents(install_root()) == []
 
 
-def test_rm_removes_nothing_that_gptcli_did_not_install(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rm_removes_only_what_was_installed(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put("owner/name")
     by_hand = install_root() / "by-hand"
     by_hand.mkdir()

@@ -6,186 +6,155 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from gptcli.cli.app import run
 from gptcli.files import RECORD
 from gptcli.models.catalog import DEFAULT_MODEL, install_root
 from gptcli.text import decode_check
+from tests.cli.conftest import Cli, Result
 from tests.cli.terminal.pty_terminal import on_terminal
 from tests.gguf.tiny_gguf import Kind, write_gguf
 from tests.models.fake_hub import FakeHub
-from tests.tiny import make_model
-
-
-class Result(NamedTuple):
-    """What a command wrote, and its exit code."""
-
-    code: int
-    out: str
-    err: str
+from tests.tiny import edit, make_model
 
 
 @pytest.fixture
-def models(capfd: pytest.CaptureFixture[str]) -> Any:
-    """Runs `gptcli models` with arguments."""
-
-    def command(*arguments: str | Path) -> Result:
-        capfd.readouterr()
-        code = run(["models", *map(str, arguments)])
-        return Result(code, *capfd.readouterr())
-
-    return command
-
-
-@pytest.fixture
-def imported(models: Any, tmp_path: Path) -> Path:
+def imported(models: Cli, tmp_path: Path) -> Path:
     """A model installed with `models import`."""
     result = models("import", write_gguf(tmp_path / "tiny.gguf"), "--name", "mine")
     assert result.code == 0, result.err
-    return Path(result.out.removesuffix("\n"))
+    return Path(result.text.removesuffix("\n"))
 
 
-def test_without_models_the_list_is_empty_and_says_how_to_get_one(models: Any) -> None:
-    code, out, err = models()
-    assert (code, out) == (0, "")
-    assert f"gptcli models pull {DEFAULT_MODEL}" in err
+def test_without_models_the_list_is_empty_and_says_how_to_get_one(models: Cli) -> None:
+    result = models()
+    assert (result.code, result.out) == (0, b"") and f"gptcli models pull {DEFAULT_MODEL}" in result.err
 
 
-def test_the_list_is_a_record_a_line_in_a_pipe(models: Any) -> None:
+def test_the_list_is_a_record_a_line_in_a_pipe(models: Cli) -> None:
     path = make_model(install_root() / "owner" / "tiny")
-    code, out, err = models()
-    assert (code, err) == (0, "")
     size = sum(file.stat().st_size for file in path.iterdir())
-    assert out == f"owner/tiny\tllama\t25760\t{size}\t{path}\t\t\n"
+    assert models() == Result(0, f"owner/tiny\tllama\t25760\t{size}\t{path}\t\t\n".encode(), "")
 
 
-def test_a_broken_model_is_listed_and_not_fatal(models: Any) -> None:
+def test_a_broken_model_is_listed_and_not_fatal(models: Cli) -> None:
     make_model(install_root() / "good")
     (make_model(install_root() / "bad") / "model.safetensors").write_bytes(b"xx")
     make_model(install_root() / "odd", model_type="mamba")
     (make_model(install_root() / "worse") / "config.json").write_text("[1")
-    code, out, _ = models("--json")
-    entries = {entry["name"]: entry for entry in map(json.loads, out.splitlines())}
-    assert code == 0
+    result = models("--json")
+    entries = {entry["name"]: entry for entry in result.records}
+    assert result.code == 0
     assert [entries[name]["type"] for name in ("good", "bad", "odd", "worse")] == ["llama", "", "mamba", ""]
     assert "2 bytes are no safetensors file" in entries["bad"]["error"]
     assert "`mamba` models are not supported" in entries["odd"]["error"]
 
 
-def test_show_says_as_json_what_a_model_is(models: Any, tiny_model: Path) -> None:
-    code, out, _ = models("show", tiny_model, "--json")
-    facts = json.loads(out)
-    assert code == 0
+def test_show_says_as_json_what_a_model_is(models: Cli, tiny_model: Path) -> None:
+    facts = models("show", tiny_model, "--json").json
     assert (facts["type"], facts["layers"], facts["heads"], facts["kv_heads"]) == ("llama", 2, 4, 2)
     assert facts["sampling"]["temperature"] == {"value": 0.8, "from": "gptcli"}
     assert facts["bytes"]["weights_as_stored"] == 103_040
 
 
-def test_show_says_where_a_sampling_default_comes_from(models: Any, tmp_path: Path) -> None:
+def test_show_says_where_a_sampling_default_comes_from(models: Cli, tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", generation_config={"temperature": 0.3, "eos_token_id": [2, 0]})
-    facts = json.loads(models("show", model, "--json").out)
+    facts = models("show", model, "--json").json
     assert facts["sampling"]["temperature"] == {"value": 0.3, "from": "generation_config.json"}
     assert facts["stop_ids"] == {"config.json": [2], "generation_config.json": [2, 0], "tokenizer_config.json": [2]}
-    assert "sampling.temperature\t" in models("show", model).out
+    assert b"sampling.temperature\t" in models("show", model).out
 
 
 @pytest.mark.parametrize(
     ("command", "way"), [("show", " pull owner/none`"), ("verify", " pull owner/none`"), ("rm", "` to see which are")]
 )
-def test_a_missing_model_is_exit_code_4_with_a_way_out(command: str, way: str, models: Any) -> None:
-    code, out, err = models(command, "owner/none")
-    assert (code, out) == (4, "")
-    assert err == f"gptcli: error: no such model: owner/none\nhint: run `gptcli models{way}\n"
+def test_a_missing_model_is_exit_code_4_with_a_way_out(command: str, way: str, models: Cli) -> None:
+    error = f"gptcli: error: no such model: owner/none\nhint: run `gptcli models{way}\n"
+    assert models(command, "owner/none") == Result(4, b"", error)
 
 
 def test_import_prints_the_directory_and_nothing_else(imported: Path) -> None:
-    assert imported == install_root() / "mine"
-    assert (imported / RECORD).is_file()
+    assert imported == install_root() / "mine" and (imported / RECORD).is_file()
 
 
-def test_a_directory_here_that_has_the_name_is_no_reason_not_to_import(
-    models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_import_ignores_a_directory_here(models: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tiny").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert models("import", write_gguf(tmp_path / "tiny.gguf")).out == f"{install_root() / 'tiny'}\n"
+    assert models("import", write_gguf(tmp_path / "tiny.gguf")).text == f"{install_root() / 'tiny'}\n"
 
 
-def test_import_replaces_a_model_only_by_force(models: Any, imported: Path, tmp_path: Path) -> None:
+def test_import_replaces_a_model_only_by_force(models: Cli, imported: Path, tmp_path: Path) -> None:
     other = write_gguf(tmp_path / "other.gguf", tied=False)
-    code, out, err = models("import", other, "--name", "mine")
-    assert (code, out) == (0, f"{imported}\n")
-    assert "mine is already here; --force replaces it" in err
+    again = models("import", other, "--name", "mine")
+    assert (again.code, again.text) == (0, f"{imported}\n")
+    assert "mine is already here; --force replaces it" in again.err
     assert json.loads((imported / RECORD).read_text())["source"]["file"] == "tiny.gguf"
     assert models("import", other, "--name", "mine", "--force").code == 0
     assert json.loads((imported / RECORD).read_text())["source"]["file"] == "other.gguf"
 
 
-BAD_IMPORTS: dict[str, tuple[dict[str, Any], int, str]] = {
-    "another architecture": ({"general__architecture": "mamba"}, 3, "architecture 'mamba'"),
-    "shapes that do not fit": ({"llama__block_count": 3}, 3, "tensors are missing"),
-    "an odd name": ({}, 2, "a model's name is NAME"),
-}
-
-
-@pytest.mark.parametrize("what", BAD_IMPORTS)
-def test_an_import_that_fails_has_its_exit_code_and_leaves_nothing(what: str, models: Any, tmp_path: Path) -> None:
-    changes, expected, message = BAD_IMPORTS[what]
-    name = "../x" if what == "an odd name" else "x"
-    code, out, err = models("import", write_gguf(tmp_path / "tiny.gguf", **changes), "--name", name)
-    assert (code, out) == (expected, "")
-    assert message in err and err.startswith("gptcli: error: ") and "Traceback" not in err
+@pytest.mark.parametrize(
+    ("changes", "name", "code", "message"),
+    [
+        ({"general__architecture": "mamba"}, "x", 3, "architecture 'mamba'"),
+        ({"llama__block_count": 3}, "x", 3, "tensors are missing"),
+        ({}, "../x", 2, "a model's name is NAME"),
+    ],
+    ids=["another architecture", "shapes that do not fit", "an odd name"],
+)
+def test_an_import_that_fails_has_its_exit_code_and_leaves_nothing(
+    models: Cli, tmp_path: Path, changes: dict[str, Any], name: str, code: int, message: str
+) -> None:
+    models("import", write_gguf(tmp_path / "tiny.gguf", **changes), "--name", name).fails(code, message)
     assert not install_root().exists() or list(install_root().iterdir()) == []
 
 
-def test_pull_prints_the_directory_and_nothing_else(models: Any, hub: FakeHub) -> None:
-    code, out, err = models("pull", "owner/tiny")
-    assert (code, out, err) == (0, f"{install_root() / 'owner/tiny'}\n", "")
+def test_pull_prints_the_directory_and_nothing_else(models: Cli, hub: FakeHub) -> None:
+    assert models("pull", "owner/tiny") == Result(0, f"{install_root() / 'owner/tiny'}\n".encode(), "")
     assert models("verify", "owner/tiny").code == 0
 
 
-def test_verify_passes_what_was_installed(models: Any, imported: Path) -> None:
-    code, out, err = models("verify", "mine")
-    assert (code, err) == (0, "")
-    assert out.splitlines()[0] == "ok  5 files are as installed"
-    *checks, numbers, verdict = out.splitlines()
+def test_verify_passes_what_was_installed(models: Cli, imported: Path) -> None:
+    result = models("verify", "mine")
+    assert (result.code, result.err) == (0, "")
+    first, *checks, numbers, verdict = result.text.splitlines()
+    assert first == "ok  5 files are as installed"
     assert all(line.startswith("ok  ") for line in checks if line != "--  chat template: none")
     assert numbers == "--  logits were not compared: transformers is no part of gptcli"
     assert verdict == "verdict: the same numbers as transformers, as far as can be told here"
-    assert models("verify", "mine", "--quiet").out == ""
+    assert models("verify", "mine", "--quiet").out == b""
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
-def test_verify_finds_a_flipped_bit(file: str, models: Any, imported: Path) -> None:
+def test_verify_finds_a_flipped_bit(file: str, models: Cli, imported: Path) -> None:
     data = bytearray((imported / file).read_bytes())
     data[-100] ^= 1
     (imported / file).write_bytes(data)
-    code, out, err = models("verify", "mine")
-    assert (code, out) == (3, "verdict: cannot be used: changed since it was installed\n")
-    assert f"changed since it was installed: {imported}: {file}" in err
+    result = models("verify", "mine")
+    assert (result.code, result.out) == (3, b"verdict: cannot be used: changed since it was installed\n")
+    assert f"changed since it was installed: {imported}: {file}" in result.err
 
 
-def test_verify_lists_what_is_left_over_and_what_it_comes_to(models: Any, tmp_path: Path) -> None:
+def test_verify_lists_what_is_left_over_and_what_it_comes_to(models: Cli, tmp_path: Path) -> None:
     asked = {"num_beams": 4, "typical_p": 0.9, "max_new_tokens": 9, "top_h": 0.5, "guidance_scale": 2, "top_k": 3}
     model = make_model(tmp_path / "model", generation_config=asked | {"do_sample": True})
-    code, out, err = models("verify", model)
-    names = "max_new_tokens, num_beams, top_h, typical_p, guidance_scale"
-    assert (code, err) == (0, "")
-    assert f"note  not done, though generation_config.json asks for it: {names}" in out.splitlines()
-    assert out.splitlines()[-1].endswith(f"; texts may differ by {names}")
-    assert "ok  sampling defaults: 1 of generation_config.json" in out.splitlines()
-    record = json.loads(models("verify", model, "--json").out)
+    result = models("verify", model)
+    lines, names = result.text.splitlines(), "max_new_tokens, num_beams, top_h, typical_p, guidance_scale"
+    assert (result.code, result.err) == (0, "")
+    assert f"note  not done, though generation_config.json asks for it: {names}" in lines
+    assert lines[-1].endswith(f"; texts may differ by {names}")
+    assert "ok  sampling defaults: 1 of generation_config.json" in lines
+    record = models("verify", model, "--json").json
     assert list(record) == ["model", "checks", "notes", "verdict"]
     assert [check["name"] for check in record["checks"]] == (
         "files,config,weights,tokenizer,decoding,chat template,sampling,numbers".split(",")
     )
     assert [check["ok"] for check in record["checks"]] == [None, True, True, True, True, True, True, None]
-    [note] = json.loads(models("show", model, "--json").out)["notes"]
+    [note] = models("show", model, "--json").json["notes"]
     assert record["notes"] == [note] and note.endswith(names)
-    assert f"notes\t{note}" in models("show", model).out
+    assert f"notes\t{note}" in models("show", model).text
 
 
 @pytest.mark.parametrize(
@@ -202,42 +171,38 @@ def test_verify_lists_what_is_left_over_and_what_it_comes_to(models: Any, tmp_pa
     ],
 )
 def test_verify_says_how_sampling_differs(
-    models: Any, tmp_path: Path, asked: dict[str, Any], said: str, differs: str
+    models: Cli, tmp_path: Path, asked: dict[str, Any], said: str, differs: str
 ) -> None:
-    lines = models("verify", make_model(tmp_path / "model", generation_config=asked)).out.splitlines()
+    lines = models("verify", make_model(tmp_path / "model", generation_config=asked)).text.splitlines()
     assert f"ok  sampling defaults: {said}" in lines
     assert lines[-1].endswith(f"as far as can be told here{differs}")
 
 
-def test_verify_says_which_components_a_class_replaces(models: Any, tmp_path: Path) -> None:
+def test_verify_says_which_components_a_class_replaces(models: Cli, tmp_path: Path) -> None:
     model = make_model(tmp_path / "model")
-    settings = json.loads((model / "tokenizer_config.json").read_text())
-    (model / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "Qwen2Tokenizer"}))
-    lines = models("verify", model).out.splitlines()
+    edit(model / "tokenizer_config.json", tokenizer_class="Qwen2Tokenizer")
+    lines = models("verify", model).text.splitlines()
     assert any(line.endswith("tokens, with its class's own normalizer, pre_tokenizer") for line in lines)
 
 
-def test_verify_says_which_check_failed_as_json_too(models: Any, tmp_path: Path) -> None:
-    code, out, err = models("verify", "--json", make_model(tmp_path / "model", template="{{ nothing.at.all }}"))
-    record = json.loads(out)
-    assert code == 3 and err.startswith("gptcli: error: chat template: ")
+def test_verify_says_which_check_failed_as_json_too(models: Cli, tmp_path: Path) -> None:
+    result = models("verify", "--json", make_model(tmp_path / "model", template="{{ nothing.at.all }}"))
+    record = result.json
+    assert result.code == 3 and result.err.startswith("gptcli: error: chat template: ")
     assert record["checks"][-1]["name"] == "chat template" and not record["checks"][-1]["ok"]
     assert record["verdict"].startswith("cannot be used: chat template")
 
 
-def test_verify_finds_a_token_that_decodes_otherwise(
-    models: Any, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_verify_finds_a_wrongly_decoded_token(models: Cli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_check, "decode_differences", lambda tokenizer: ["ids 5 are 'a', not 'b'"])
-    code, out, err = models("verify", tiny_model)
-    assert code == 3 and "ids 5 are 'a', not 'b'" in err
-    assert out.splitlines()[-1].startswith("verdict: not the same texts as transformers: tokens decode to other texts")
+    result = models("verify", tiny_model)
+    assert result.code == 3 and "ids 5 are 'a', not 'b'" in result.err
+    verdict = "verdict: not the same texts as transformers: tokens decode to other texts"
+    assert result.text.splitlines()[-1].startswith(verdict)
 
 
-def test_rm_removes_what_was_installed(models: Any, imported: Path) -> None:
-    code, out, err = models("rm", "mine")
-    assert (code, out) == (0, "")
-    assert err == f"gptcli: note: removed {imported}\n"
+def test_rm_removes_what_was_installed(models: Cli, imported: Path) -> None:
+    assert models("rm", "mine") == Result(0, b"", f"gptcli: note: removed {imported}\n")
     assert not imported.exists()
     assert models("rm", "mine").code == 4
 
@@ -254,10 +219,11 @@ def test_a_terminal_shows_a_table_that_fits(tiny_model: Path) -> None:
 
 
 def test_a_terminal_shows_which_store_a_model_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("GPTCLI_STORES", "on"), ("HOME", "home"), ("LLAMA_CACHE", "cache")):
-        monkeypatch.setenv(name, value if value == "on" else str(tmp_path / value))
-    (tmp_path / "cache").mkdir()
-    write_gguf(tmp_path / "cache" / "tiny.gguf", Kind.Q8_0)
+    monkeypatch.setenv("GPTCLI_STORES", "on")
+    for name in ("HOME", "LLAMA_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    (tmp_path / "LLAMA_CACHE").mkdir()
+    write_gguf(tmp_path / "LLAMA_CACHE" / "tiny.gguf", Kind.Q8_0)
     shown = on_terminal("models").lines
     assert shown[0].split() == ["name", "type", "weights", "size", "store"]
     assert (shown[1].split()[0], shown[1].split()[-1]) == ("llama.cpp:tiny", "llama.cpp")
@@ -269,9 +235,7 @@ def test_a_terminal_shows_facts_in_units_a_person_reads(tiny_model: Path) -> Non
     assert shown["bytes.weights_as_stored"] == "103 kB"
 
 
-def test_pull_of_an_unknown_type_stops_before_the_weights(models: Any, hub: FakeHub) -> None:
+def test_pull_of_an_unknown_type_stops_before_the_weights(models: Cli, hub: FakeHub) -> None:
     hub.files["config.json"] = b'{"model_type": "mamba"}'
-    code, _, err = models("pull", "owner/tiny")
-    assert code == 3
-    assert "`mamba` models are not supported" in err and "models --supported" in err
+    models("pull", "owner/tiny").fails(3, "`mamba` models are not supported", "models --supported")
     assert "model.safetensors" not in hub.fetched()

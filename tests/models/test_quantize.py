@@ -13,13 +13,11 @@ from gptcli.checkpoint.folder import ModelFolder
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import install_root
 from gptcli.settings import RuntimeConfig
+from tests.cli.conftest import Cli, Result
 from tests.gguf.tiny_gguf import Kind, write_gguf
-from tests.models.test_models_command import models
 from tests.parity.reference import write_reference
 from tests.parity.test_families import DEEPSEEK, GROUPS
 from tests.tiny import make_model, make_tokenizer
-
-__all__ = ["models"]
 
 IDS = [5, 17, 200, 3, 99, 2, 150, 260]
 FAMILIES = {
@@ -35,20 +33,20 @@ FAMILIES = {
 @pytest.mark.parametrize("packing", ["int8", "int4"])
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_quantized_folder_computes_what_quantizing_while_loading_does(
-    model_type: str, packing: Any, models: Any, tmp_path: Path
+    model_type: str, packing: Any, models: Cli, tmp_path: Path
 ) -> None:
     path = write_reference(tmp_path / "model", model_type, vocab_size=320, **FAMILIES[model_type]).path
     make_tokenizer().save(str(path / "tokenizer.json"))
     result = models("quantize", path, "--to", packing, "--name", "small")
     assert result.code == 0, result.err
-    assert result.out == f"{install_root() / 'small'}\n"
+    assert result.text == f"{install_root() / 'small'}\n"
     in_memory = LanguageModel.open(str(path), RuntimeConfig(device="cpu", quantize=packing))
     written = LanguageModel.open("small", in_memory.runtime)
     assert torch.equal(written.logits(IDS), in_memory.logits(IDS))
     assert ModelFolder.open(install_root() / "small").weight_bytes < 0.5 * ModelFolder.open(path).weight_bytes
 
 
-def test_heads_and_embeddings_have_8_bits_and_the_rest_of_the_folder_is_kept(models: Any, tmp_path: Path) -> None:
+def test_heads_and_embeddings_have_8_bits(models: Cli, tmp_path: Path) -> None:
     path = make_model(tmp_path / "model", intermediate_size=64, generation_config={"temperature": 0.5})
     assert models("quantize", path, "--to", "int4", "-q").code == 0
     config = json.loads((install_root() / "model-int4" / "config.json").read_text())
@@ -59,34 +57,31 @@ def test_heads_and_embeddings_have_8_bits_and_the_rest_of_the_folder_is_kept(mod
     assert lm.template.source == LanguageModel.open(str(path), RuntimeConfig()).template.source
 
 
-def test_packed_weights_are_not_packed_again(models: Any, tmp_path: Path) -> None:
+def test_packed_weights_are_not_packed_again(models: Cli, tmp_path: Path) -> None:
     models("import", write_gguf(tmp_path / "tiny.gguf", Kind.Q8_0), "--name", "packed")
-    code, out, err = models("quantize", "packed", "--to", "int4")
-    assert (code, out) == (2, "")
-    assert "nothing to quantize: the weights are packed already: 8 bits in groups of 32" in err
+    packed = "nothing to quantize: the weights are packed already: 8 bits in groups of 32"
+    models("quantize", "packed", "--to", "int4").fails(2, packed)
 
 
-def test_a_gguf_file_of_packed_weights_is_rounded_with_a_note(models: Any, tmp_path: Path) -> None:
+def test_a_gguf_file_of_packed_weights_is_rounded_with_a_note(models: Cli, tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "tiny.gguf", Kind.Q8_0)
-    code, out, err = models("quantize", file, tmp_path / "small.gguf", "--to", "q4_0")
-    assert (code, out) == (0, f"{tmp_path / 'small.gguf'}\n")
-    assert "rounded a second time" in err and "Q8_0" in err
+    result = models("quantize", file, tmp_path / "small.gguf", "--to", "q4_0")
+    assert (result.code, result.text) == (0, f"{tmp_path / 'small.gguf'}\n")
+    assert "rounded a second time" in result.err and "Q8_0" in result.err
     assert ModelFolder.open(tmp_path / "small.gguf").weights["model.layers.0.mlp.up_proj.weight"].about == "Q4_0"
 
 
 def test_a_model_is_exported_once_and_replaced_only_by_force(
-    models: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: Cli, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, out, err = models("export", tiny_model, "--gguf")
-    assert (code, out) == (0, f"{tiny_model.name}.gguf\n")
-    assert err == "gptcli: note: texts end at these too in the file: <|endoftext|>\n"
-    first = Path(out.strip()).read_bytes()
-    code, out, err = models("export", tiny_model, "--gguf")
-    assert (code, out) == (2, "") and "already there" in err and "--force" in err
-    Path(f"{tiny_model.name}.gguf").write_bytes(b"old")
-    assert models("export", tiny_model, f"{tiny_model.name}.gguf", "--gguf", "--force").code == 0
-    assert Path(f"{tiny_model.name}.gguf").read_bytes() == first
+    file, note = Path(f"{tiny_model.name}.gguf"), "gptcli: note: texts end at these too in the file: <|endoftext|>\n"
+    assert models("export", tiny_model, "--gguf") == Result(0, f"{file}\n".encode(), note)
+    first = file.read_bytes()
+    models("export", tiny_model, "--gguf").fails(2, "already there", "--force")
+    file.write_bytes(b"old")
+    assert models("export", tiny_model, file, "--gguf", "--force").code == 0
+    assert file.read_bytes() == first
 
 
 MISUSED = {
@@ -101,10 +96,9 @@ MISUSED = {
 
 @pytest.mark.parametrize("what", MISUSED)
 def test_misuse_is_one_clear_error(
-    what: str, models: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    what: str, models: Cli, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     arguments, code, message = MISUSED[what]
-    result = models(*(str(tiny_model) if each == "MODEL" else each for each in arguments))
-    assert (result.code, result.out) == (code, "") and message in result.err
+    models(*(tiny_model if each == "MODEL" else each for each in arguments)).fails(code, message)
     assert list(tmp_path.glob("*.gguf")) == []

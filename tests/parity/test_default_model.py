@@ -17,6 +17,7 @@ from gptcli.gguf import convert
 from gptcli.models import pull
 from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.text.messages import Message
+from tests.generation.outcomes import completed
 from tests.parity.reference import Reference
 
 pytestmark = pytest.mark.real
@@ -78,9 +79,7 @@ def test_the_model_that_tests_run_is_the_one_that_is_installed_today(
 
 
 def greedy_ids(lm: LanguageModel, prompt: list[int]) -> list[int]:
-    *_, finished = lm.generate(prompt, max_tokens=TOKENS, temperature=0.0, ignore_eos=False)
-    assert isinstance(finished, Finished)
-    return list(finished.ids)
+    return list(completed(lm.generate(prompt, max_tokens=TOKENS, temperature=0.0, ignore_eos=False))[1].ids)
 
 
 def assert_greedy_ids_agree(

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 import gptcli
 from gptcli.checkpoint.folder import ModelFolder
 from tests.parity.reference import Reference, write_reference
-from tests.parity.test_families import DEEPSEEK, DELTA, GPT, GROUPS, QWEN_MOE, engine_of
+from tests.parity.test_families import DEEPSEEK, DELTA, GPT, GROUPS, QWEN_MOE, engine_of, relative_error
 
 Weights = dict[str, Tensor]
 IDS = torch.randint(3, 96, (24,), generator=torch.Generator().manual_seed(3)).tolist()
@@ -92,7 +92,7 @@ def test_what_transformers_loads_has_its_logits(
         assert wanted is None
         return
     assert wanted is not None
-    assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    assert relative_error(found, wanted) < 1e-5
 
 
 def test_shards_with_an_index_that_is_wrong_have_the_logits_of_the_reference(written: Path, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_shards_with_an_index_that_is_wrong_have_the_logits_of_the_reference(wri
     wanted = reference_logits(tmp_path)
     found = engine_of(tmp_path).logits(IDS)
     assert wanted is not None
-    assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    assert relative_error(found, wanted) < 1e-5
     assert [note.names for note in ModelFolder.open(tmp_path).notes] == [("nowhere.weight",)]
 
 
@@ -117,8 +117,7 @@ def test_layers_that_predict_ahead_are_left_over_and_noted(tmp_path: Path) -> No
     ahead = {f"mtp.{name.removeprefix('model.')}": tensor for name, tensor in weights.items() if ".layers.1." in name}
     save_file({name: tensor.clone() for name, tensor in (weights | ahead).items()}, tmp_path / "model.safetensors")
     assert [set(note.names) for note in ModelFolder.open(tmp_path).notes] == [set(ahead)]
-    wanted = reference.logits(IDS)
-    assert (engine_of(tmp_path).logits(IDS) - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    assert relative_error(engine_of(tmp_path).logits(IDS), reference.logits(IDS)) < 1e-5
 
 
 @pytest.mark.parametrize(("model_type", "moved"), [("qwen3_moe", ".experts.0."), ("llama", ".layers.0.")])
@@ -137,8 +136,7 @@ def test_layers_that_predict_further_ahead_are_one_note(tmp_path: Path) -> None:
     ahead = {name.replace(".layers.3.", ".layers.4."): 2 * weights[name] for name in weights if ".layers.3." in name}
     more = {"model.layers.4.eh_proj.weight": torch.ones(64, 128)}
     save_file(weights | ahead | more, tmp_path / "model.safetensors", {"format": "pt"})
-    wanted = reference.logits(IDS)
-    assert (engine_of(tmp_path).logits(IDS) - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    assert relative_error(engine_of(tmp_path).logits(IDS), reference.logits(IDS)) < 1e-5
     assert [note.names for note in ModelFolder.open(tmp_path).notes] == [("model.layers.4",)]
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 0}))

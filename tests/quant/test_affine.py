@@ -126,16 +126,13 @@ def test_quantizing_on_load_stays_near_the_dense_model(tiny_model: Path, quantiz
     assert 0 < (rough - dense).abs().max() / dense.abs().max() < agreement
 
 
-@pytest.mark.parametrize(
-    ("quantization", "complaint", "kind"),
-    [
-        ({"group_size": 32, "bits": 7}, "7 bits in groups of 32", UnsupportedArchitecture),
-        ({"group_size": 32, "bits": 4, "mode": "mxfp4"}, "mode 'mxfp4'", UnsupportedArchitecture),
-        (None, "`quantization` is missing", BrokenCheckpoint),
-        ({"group_size": 64, "bits": 4}, "scales are missing or of another shape", BrokenCheckpoint),
-        ([], "must be an object", BrokenCheckpoint),
-    ],
-)
+@pytest.mark.parametrize(("quantization", "complaint", "kind"), [
+    ({"group_size": 32, "bits": 7}, "7 bits in groups of 32", UnsupportedArchitecture),
+    ({"group_size": 32, "bits": 4, "mode": "mxfp4"}, "mode 'mxfp4'", UnsupportedArchitecture),
+    (None, "`quantization` is missing", BrokenCheckpoint),
+    ({"group_size": 64, "bits": 4}, "scales are missing or of another shape", BrokenCheckpoint),
+    ([], "must be an object", BrokenCheckpoint),
+])  # fmt: skip
 def test_settings_that_do_not_fit_the_weights_are_refused(
     packed_model: Path, quantization: object, complaint: str, kind: type[Exception]
 ) -> None:

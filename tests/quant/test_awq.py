@@ -47,23 +47,19 @@ def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_awq_model_computes_with_what_is_meant(qwen2: Path, tmp_path: Path) -> None:
-    repack(qwen2, tmp_path / "packed", tmp_path / "meant", pack, **settings())
-    agrees(tmp_path / "packed", tmp_path / "meant")
+    agrees(*repack(qwen2, tmp_path, pack, **settings()))
 
 
-@pytest.mark.parametrize(
-    ("fields", "complaint", "kind"),
-    [
-        ({"version": "gemv"}, "version = gemv", UnsupportedArchitecture),
-        ({"bits": 3}, "bits = 3", UnsupportedArchitecture),
-        ({"zero_point": False}, "zero_point = False", UnsupportedArchitecture),
-        ({"group_size": 16}, ".qzeros is", BrokenCheckpoint),
-        ({"group_size": 40}, "no groups of 40", BrokenCheckpoint),
-    ],
-)
+@pytest.mark.parametrize(("fields", "complaint", "kind"), [
+    ({"version": "gemv"}, "version = gemv", UnsupportedArchitecture),
+    ({"bits": 3}, "bits = 3", UnsupportedArchitecture),
+    ({"zero_point": False}, "zero_point = False", UnsupportedArchitecture),
+    ({"group_size": 16}, ".qzeros is", BrokenCheckpoint),
+    ({"group_size": 40}, "no groups of 40", BrokenCheckpoint),
+])  # fmt: skip
 def test_settings_that_do_not_fit_are_refused(
     qwen2: Path, tmp_path: Path, fields: dict[str, object], complaint: str, kind: type[Exception]
 ) -> None:
-    repack(qwen2, tmp_path / "packed", tmp_path / "meant", pack, **settings(**fields))
+    packed, _ = repack(qwen2, tmp_path, pack, **settings(**fields))
     with pytest.raises(kind, match=complaint):
-        _ = ModelFolder.open(tmp_path / "packed").architecture
+        _ = ModelFolder.open(packed).architecture

@@ -45,7 +45,7 @@ def test_a_weight_has_exactly_the_values_of_its_blocks(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_so_has_a_stack_and_each_of_its_experts(kind: str) -> None:
+def test_a_stack_and_each_of_its_experts_have_exactly_the_values_of_their_blocks(kind: str) -> None:
     data = random_blocks(kind, 3, 5)
     weight = ggml_weight(kind, data)
     assert isinstance(weight, PackedWeight) and weight.shape == (3, 5, 2 * BLOCKS[kind].columns)

@@ -55,25 +55,20 @@ def settings(**fields: object) -> dict[str, object]:
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("group_size", [32, -1])
 def test_a_gptq_model_computes_with_what_is_meant(llama: Path, tmp_path: Path, bits: int, group_size: int) -> None:
-    packed, meant = tmp_path / "packed", tmp_path / "meant"
-    how = partial(pack, bits=bits, group_size=group_size)
-    repack(llama, packed, meant, how, **settings(bits=bits, group_size=group_size))
+    how = {"bits": bits, "group_size": group_size}
+    packed, meant = repack(llama, tmp_path, partial(pack, **how), **settings(**how))
     agrees(packed, meant)
     stays = [module for module in decoder_of(packed, "keep").modules() if hasattr(module, "weight")]
     assert sum(isinstance(module.weight, AffineWeight) for module in stays) == 8
 
 
 def test_columns_quantized_out_of_order_find_their_group(llama: Path, tmp_path: Path) -> None:
-    packed, meant = tmp_path / "packed", tmp_path / "meant"
-    repack(llama, packed, meant, partial(pack, bits=4, shuffled=True), **settings(desc_act=True))
-    agrees(packed, meant)
+    agrees(*repack(llama, tmp_path, partial(pack, bits=4, shuffled=True), **settings(desc_act=True)))
 
 
 def test_the_second_format_stores_zeros_as_they_are(llama: Path, tmp_path: Path) -> None:
-    packed, meant = tmp_path / "packed", tmp_path / "meant"
     how = partial(pack, bits=4, zero_offset=0)
-    repack(llama, packed, meant, how, **settings(checkpoint_format="gptq_v2"))
-    agrees(packed, meant)
+    agrees(*repack(llama, tmp_path, how, **settings(checkpoint_format="gptq_v2")))
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5])
@@ -82,8 +77,7 @@ def test_biases_that_the_model_has_not_may_only_be_zero(llama: Path, tmp_path: P
         made = pack(name, weight, bits=4)
         return made and (made[0] | {"bias": torch.full((weight.shape[0],), value)}, made[1])
 
-    packed, meant = tmp_path / "packed", tmp_path / "meant"
-    repack(llama, packed, meant, with_bias, **settings())
+    packed, meant = repack(llama, tmp_path, with_bias, **settings())
     if value:
         with pytest.raises(BrokenCheckpoint, match="bias is not zero"):
             decoder_of(packed, "keep")
@@ -91,23 +85,20 @@ def test_biases_that_the_model_has_not_may_only_be_zero(llama: Path, tmp_path: P
         agrees(packed, meant)
 
 
-@pytest.mark.parametrize(
-    ("fields", "complaint", "kind"),
-    [
-        ({"bits": 5}, "bits = 5", UnsupportedArchitecture),
-        ({"checkpoint_format": "marlin"}, "checkpoint_format = marlin", UnsupportedArchitecture),
-        ({"dynamic": {"+:.*": {"bits": 8}}}, "dynamic", UnsupportedArchitecture),
-        ({"bits": 8}, ".qzeros is", BrokenCheckpoint),
-        ({"group_size": 64}, ".qzeros is", BrokenCheckpoint),
-        ({"group_size": 0}, "group_size must be", BrokenCheckpoint),
-    ],
-)
+@pytest.mark.parametrize(("fields", "complaint", "kind"), [
+    ({"bits": 5}, "bits = 5", UnsupportedArchitecture),
+    ({"checkpoint_format": "marlin"}, "checkpoint_format = marlin", UnsupportedArchitecture),
+    ({"dynamic": {"+:.*": {"bits": 8}}}, "dynamic", UnsupportedArchitecture),
+    ({"bits": 8}, ".qzeros is", BrokenCheckpoint),
+    ({"group_size": 64}, ".qzeros is", BrokenCheckpoint),
+    ({"group_size": 0}, "group_size must be", BrokenCheckpoint),
+])  # fmt: skip
 def test_settings_that_do_not_fit_are_refused(
     llama: Path, tmp_path: Path, fields: dict[str, object], complaint: str, kind: type[Exception]
 ) -> None:
-    repack(llama, tmp_path / "packed", tmp_path / "meant", partial(pack, bits=4), **settings(**fields))
+    packed, _ = repack(llama, tmp_path, partial(pack, bits=4), **settings(**fields))
     with pytest.raises(kind, match=complaint):
-        _ = ModelFolder.open(tmp_path / "packed").architecture
+        _ = ModelFolder.open(packed).architecture
 
 
 def test_a_group_that_is_not_there_is_refused() -> None:

@@ -53,15 +53,14 @@ def gpt_oss(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_gpt_oss_in_mxfp4_computes_with_what_transformers_reads(gpt_oss: Path, tmp_path: Path) -> None:
-    repack(gpt_oss, tmp_path / "packed", tmp_path / "meant", pack, **SETTINGS)
-    agrees(tmp_path / "packed", tmp_path / "meant")
-    experts = decoder_of(tmp_path / "packed", "keep").blocks[0].mlp.up
+    packed, meant = repack(gpt_oss, tmp_path, pack, **SETTINGS)
+    agrees(packed, meant)
+    experts = decoder_of(packed, "keep").blocks[0].mlp.up
     assert isinstance(experts.weight, Mxfp4Weight) and experts.weight.shape == (6, 192, 64)
 
 
 def test_experts_stay_packed_unless_they_are_to_be_expanded(gpt_oss: Path, tmp_path: Path) -> None:
-    repack(gpt_oss, tmp_path / "packed", tmp_path / "meant", pack, **SETTINGS)
-    folder = ModelFolder.open(tmp_path / "packed")
+    folder = ModelFolder.open(repack(gpt_oss, tmp_path, pack, **SETTINGS)[0])
     plans = [plan_for(folder, RuntimeConfig(device="cpu", quantize=quantize)) for quantize in ("auto", "none")]
     assert [plan.weights.packing for plan in plans] == ["keep", "dense"]
 
@@ -71,6 +70,6 @@ def test_blocks_without_their_scales_are_refused(gpt_oss: Path, tmp_path: Path) 
         made = pack(name, weight)
         return made and ({"_blocks": made[0]["_blocks"]}, made[1])
 
-    repack(gpt_oss, tmp_path / "packed", tmp_path / "meant", without_scales, **SETTINGS)
+    packed, _ = repack(gpt_oss, tmp_path, without_scales, **SETTINGS)
     with pytest.raises(BrokenCheckpoint, match="scales are missing"):
-        _ = ModelFolder.open(tmp_path / "packed").architecture
+        _ = ModelFolder.open(packed).architecture

@@ -55,17 +55,14 @@ def test_the_command_line_under_torchrun_prints_what_it_does_alone(tiny_model: P
     assert (together.returncode, together.stdout) == (0, alone.stdout) and alone.stdout
 
 
-@pytest.mark.parametrize(
-    ("title", "ranks", "what"),
-    [
-        ("bamba", 2, "layers with a state"),
-        ("bloom", 2, "AttentionConfig.alibi"),
-        ("olmo2", 2, "normalized over all heads"),
-        ("deepseek_v3", 2, "latent attention"),
-        ("llama", 3, "4 heads, of which 2 of keys"),
-        ("llama", 113, "96 ids"),
-    ],
-)
+@pytest.mark.parametrize(("title", "ranks", "what"), [
+    ("bamba", 2, "layers with a state"),
+    ("bloom", 2, "AttentionConfig.alibi"),
+    ("olmo2", 2, "normalized over all heads"),
+    ("deepseek_v3", 2, "latent attention"),
+    ("llama", 3, "4 heads, of which 2 of keys"),
+    ("llama", 113, "96 ids"),
+])  # fmt: skip
 def test_what_cannot_be_split_is_named(tmp_path: Path, title: str, ranks: int, what: str) -> None:
     config = ModelFolder.open(ROW[title].write(tmp_path).path).architecture.config
     with pytest.raises(UsageError, match=what):

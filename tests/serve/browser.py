@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shutil
@@ -99,7 +98,7 @@ class Browser:
     def middle(self, selector: str) -> dict[str, float]:
         """The middle of an element."""
         box = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
-        return self.run(f"(({{x, y, width, height}}) => ({{x: x + width / 2, y: y + height / 2}}))({box})")  # type: ignore[no-any-return]
+        return self.run(f"(({{x, y, width, height}}) => ({{x: x + width / 2, y: y + height / 2}}))({box})")
 
     def click(self, selector: str) -> None:
         """Clicks with a mouse."""
@@ -112,22 +111,15 @@ class Browser:
         self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[self.middle(selector)])
         self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
-    def resize(self, width: int, height: int, *, touch: bool = False, dark: bool = False) -> None:
-        """Sets the window's size, its colour scheme, and whether it is touched."""
+    def resize(self, width: int, height: int, *, touch: bool = False) -> None:
+        """Sets the window's size, and whether it is touched."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch)
         self.call("Emulation.setTouchEmulationEnabled", enabled=touch)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
-
-    def picture(self, file: Path) -> None:
-        """Writes a screenshot as a PNG."""
-        file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
 
 @contextmanager
 def browsing(folder: Path) -> Iterator[Browser]:
     """A browser whose profile is in a folder."""
-    assert PROGRAM is not None
     to_read, commands = os.pipe()
     answers, to_write = os.pipe()
     redirected = f'exec "$0" "$@" 3<&{to_read} 4>&{to_write}'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import anthropic
+import openai
 import pytest
 
 from gptcli import LanguageModel
@@ -22,8 +25,12 @@ from gptcli.serve.runner import Runner
 from gptcli.serve.served_models import ServedModels
 from gptcli.serve.server import Server, listen
 from gptcli.serve.service import Service
+from tests.cli.conftest import cli
 
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+__all__ = ["cli"]
+CHAT, TEXT, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
+HI = [{"role": "user", "content": "hi"}]
 
 
 @dataclass
@@ -70,6 +77,18 @@ class Running:
     def post(self, path: str, headers: dict[str, str] | None = None, **body: Any) -> Answer:
         return self.ask("POST", path, body, headers)
 
+    def send(self, data: bytes) -> bytes:
+        """The beginning of what is answered to bytes."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as client:
+            client.sendall(data)
+            return client.recv(100)
+
+    def openai(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key="secret", max_retries=0)
+
+    def anthropic(self) -> anthropic.Anthropic:
+        return anthropic.Anthropic(base_url=f"http://127.0.0.1:{self.port}", api_key="secret", max_retries=0)
+
 
 @contextmanager
 def serving(
@@ -77,7 +96,7 @@ def serving(
 ) -> Iterator[Running]:
     """A server of models by their names. options: defaults of requests."""
     openers = {lm.folder.path.name: lambda lm=lm: prompting(lm, options) for lm in models}
-    running = Running(0, None)  # type: ignore[arg-type]
+    running = Running(0, None)
     runner = Runner(queue)
     running.service = Service(ServedModels(openers, running.lines.append, runner.leave), runner)
     outlets = Outlets(running.lines.append, running.bugs.append)

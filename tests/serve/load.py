@@ -61,9 +61,7 @@ def main(seconds: float) -> None:
         command = [*GPTCLI, "serve", "-m", str(make_model(Path(folder) / "tiny")), "--port", "0", "--queue", "128"]
         command += ["--device", "cpu", "--dtype", "fp32"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-            assert process.stderr is not None
             found = re.search(r":(\d+)$", process.stderr.readline().strip())
-            assert found is not None
             port = int(found[1])
             threading.Thread(target=process.stderr.read, daemon=True).start()
             alone = [ask(port, body(kind)) for kind in range(KINDS)]

@@ -12,11 +12,10 @@ import pytest
 
 import gptcli
 from tests.cli.scripted import Script, follow
-from tests.serve.conftest import CHAT, TEXT, Running, serving
+from tests.serve.conftest import CHAT, EMBEDDINGS, MESSAGES, RESPONSES, TEXT, Running, serving
 from tests.tiny import make_model
 from tests.tools.templates import HERMES
 
-RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 PATH = {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}
 STRICT_PATH = PATH | {"additionalProperties": False}
 READ = {"name": "read_file", "description": "Reads a file.", "parameters": PATH}
@@ -171,7 +170,7 @@ def test_a_misspelt_parameter_is_named_before_one_that_is_missing(server: Runnin
 
 
 @pytest.mark.parametrize(
-    ("path", "name"), [(CHAT, "messages"), (TEXT, "prompt"), (RESPONSES, "input"), ("/v1/embeddings", "input")]
+    ("path", "name"), [(CHAT, "messages"), (TEXT, "prompt"), (RESPONSES, "input"), (EMBEDDINGS, "input")]
 )
 def test_what_is_missing_is_said_to_be(server: Running, path: str, name: str) -> None:
     error = server.post(path, model="tiny").error
@@ -212,11 +211,11 @@ def test_a_message_is_of_the_form_that_its_output_has_to_have(server: Running) -
     assert "schema" in server.post(MESSAGES, **body).error["message"]
 
 
-def test_tokens_are_counted_of_a_conversation_that_does_not_fit(server: Running) -> None:
+def test_tokens_of_a_conversation_that_does_not_fit_are_counted(server: Running) -> None:
     long = {"role": "user", "content": "In a small town " * 400}
     assert server.post(f"{MESSAGES}/count_tokens", messages=[long]).json["input_tokens"] > 1024
     assert server.post(MESSAGES, messages=[long], max_tokens=1).status == 400
 
 
-def test_one_request_cannot_ask_for_more_texts_than_many_prompts_have(server: Running) -> None:
+def test_a_request_for_too_many_texts_is_refused(server: Running) -> None:
     assert server.post(TEXT, prompt=["a"] * 17, n=128, max_tokens=1).error["param"] == "n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import anthropic
 import numpy as np
@@ -27,18 +26,6 @@ def real_server(real: LanguageModel) -> Iterator[Running]:
         yield running
 
 
-@contextmanager
-def openai_client(server: Running) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="secret", max_retries=0) as client:
-        yield client
-
-
-@contextmanager
-def anthropic_client(server: Running) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=f"http://127.0.0.1:{server.port}", api_key="secret", max_retries=0) as client:
-        yield client
-
-
 @pytest.fixture(scope="module")
 def keyed(tiny: LanguageModel) -> Iterator[Running]:
     """A server of the tiny model that wants a key."""
@@ -48,23 +35,23 @@ def keyed(tiny: LanguageModel) -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def client(keyed: Running) -> Iterator[openai.OpenAI]:
-    with openai_client(keyed) as client:
+    with keyed.openai() as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def claude(keyed: Running) -> Iterator[anthropic.Anthropic]:
-    with anthropic_client(keyed) as client:
+    with keyed.anthropic() as client:
         yield client
 
 
 @pytest.mark.real
 def test_the_default_model_answers_both_clients(real_server: Running) -> None:
-    with openai_client(real_server) as client:
+    with real_server.openai() as client:
         whole = client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=8)
         chunks = client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=8, stream=True)
         said = whole.choices[0].message.content
-        assert said is not None and "Paris" in said
+        assert "Paris" in said
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == said
 
         class Capital(BaseModel):
@@ -76,7 +63,7 @@ def test_the_default_model_answers_both_clients(real_server: Running) -> None:
         cat, other_cat, rates = (each.embedding for each in client.embeddings.create(model=MODEL, input=texts).data)
         assert np.dot(cat, cat) == pytest.approx(1, abs=1e-5)
         assert np.dot(cat, other_cat) > np.dot(cat, rates)
-    with anthropic_client(real_server) as claude:
+    with real_server.anthropic() as claude:
         begun = [*QUESTION, {"role": "assistant", "content": "The capital of France is"}]
         message = claude.messages.create(model=MODEL, messages=begun, max_tokens=8, stop_sequences=["."])
         assert message.content[0].text.startswith(" Paris")
@@ -84,13 +71,11 @@ def test_the_default_model_answers_both_clients(real_server: Running) -> None:
 
 
 def test_openai_chats_whole_and_streamed(client: openai.OpenAI) -> None:
-    whole = client.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=9, logprobs=True, top_logprobs=2)
+    asked = {"model": "tiny", "messages": QUESTION, "max_tokens": 9}
+    whole = client.chat.completions.create(**asked, logprobs=True, top_logprobs=2)
     [choice] = whole.choices
-    assert whole.usage is not None and choice.logprobs is not None and choice.logprobs.content is not None
     assert len(choice.logprobs.content) == whole.usage.completion_tokens
-    *chunks, last = client.chat.completions.create(
-        model="tiny", messages=QUESTION, max_tokens=9, stream=True, stream_options={"include_usage": True}
-    )
+    *chunks, last = client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == choice.message.content
     assert last.usage == whole.usage
 
@@ -107,7 +92,6 @@ def test_openai_answers_and_goes_on(client: openai.OpenAI) -> None:
     first = client.responses.create(model="tiny", input="I am Ada.", instructions=BRIEF, max_output_tokens=8)
     assert first.status == "incomplete" and first.output_text
     again = client.responses.create(model="tiny", input="Hi", previous_response_id=first.id, max_output_tokens=4)
-    assert again.usage is not None and first.usage is not None
     assert again.usage.input_tokens > first.usage.input_tokens
     assert client.responses.retrieve(first.id).output_text == first.output_text
     with client.responses.stream(model="tiny", input="I am Ada.", instructions=BRIEF, max_output_tokens=8) as stream:
@@ -149,14 +133,14 @@ def test_openai_asks_fifty_times_at_once(keyed: Running) -> None:
 
 
 def test_anthropic_asks_whole_and_streamed(claude: anthropic.Anthropic) -> None:
-    whole = claude.messages.create(model="tiny", system="Be brief.", messages=QUESTION, max_tokens=12)
+    asked = {"model": "tiny", "system": BRIEF, "messages": QUESTION}
+    whole = claude.messages.create(**asked, max_tokens=12)
     [block] = whole.content
-    assert block.type == "text"
-    assert whole.stop_reason in ("max_tokens", "end_turn")
-    with claude.messages.stream(model="tiny", system="Be brief.", messages=QUESTION, max_tokens=12) as stream:
+    assert (block.type, whole.stop_reason) in (("text", "max_tokens"), ("text", "end_turn"))
+    with claude.messages.stream(**asked, max_tokens=12) as stream:
         assert "".join(stream.text_stream) == block.text
         assert stream.get_final_message().usage == whole.usage
-    counted = claude.messages.count_tokens(model="tiny", system="Be brief.", messages=QUESTION)
+    counted = claude.messages.count_tokens(**asked)
     assert counted.input_tokens == whole.usage.input_tokens
 
 

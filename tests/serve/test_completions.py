@@ -10,16 +10,13 @@ import pytest
 
 from gptcli import Finished, LanguageModel
 from gptcli.text.messages import Message
-from tests.serve.conftest import CHAT, TEXT, Running
-
-HI = [{"role": "user", "content": "hi"}]
+from tests.serve.conftest import CHAT, EMBEDDINGS, HI, TEXT, Running
 
 
 def said(tiny: LanguageModel, prompt: Any, **options: Any) -> tuple[str, Finished]:
     """What the model says without a server."""
     *deltas, finished = tiny.generate(prompt, **{"temperature": 0.0, "max_tokens": 8, **options})
-    assert isinstance(finished, Finished)
-    return b"".join(delta.data for delta in deltas).decode("utf-8", "replace"), finished  # type: ignore[union-attr]
+    return b"".join(delta.data for delta in deltas).decode("utf-8", "replace"), finished
 
 
 def test_a_text_is_what_the_model_says_without_a_server(server: Running, tiny: LanguageModel) -> None:
@@ -40,19 +37,12 @@ def test_a_conversation_is_rendered_with_the_models_template(server: Running, ti
     ids = tiny.template.render([Message("system", "Be brief."), Message("user", "hi")], tiny.tokenizer)
     text, finished = said(tiny, ids)
     assert answer["object"] == "chat.completion"
-    assert answer["choices"] == [
-        {
-            "index": 0,
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": None,
-            "finish_reason": finished.reason,
-        }
-    ]
+    message = {"role": "assistant", "content": text, "refusal": None}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finished.reason}
+    assert answer["choices"] == [choice]
 
 
-def test_prompts_may_be_several_texts_or_token_ids_and_have_several_answers_each(
-    server: Running, tiny: LanguageModel
-) -> None:
+def test_prompts_may_be_texts_or_token_ids_with_several_answers(server: Running, tiny: LanguageModel) -> None:
     ids = tiny.tokenizer.encode("In a small")
     options = {"temperature": 1.0, "max_tokens": 4}
     several = server.post(TEXT, prompt=["In a small", "The clock"], n=2, seed=5, **options).json["choices"]
@@ -111,7 +101,6 @@ def test_log_probabilities_are_those_of_the_model(server: Running, tiny: Languag
     content = server.post(CHAT, **body).json["choices"][0]["logprobs"]["content"]
     ids = tiny.template.render([Message("user", "hi")], tiny.tokenizer)
     _, finished = said(tiny, ids, max_tokens=6, logprobs=3)
-    assert finished.logprobs is not None
     for token, step in zip(content, finished.logprobs, strict=True):
         assert (token["id"], bytes(token["bytes"])) == (step.chosen.id, step.chosen.data)
         assert token["logprob"] == pytest.approx(step.chosen.logprob, abs=1e-4)
@@ -126,33 +115,22 @@ def test_an_answer_can_go_on_from_given_tokens(server: Running, tiny: LanguageMo
     assert [token["id"] for token in rest["logprobs"]["content"]] == ids[3:]
 
 
-@pytest.mark.parametrize(
-    "form",
-    [
-        {"type": "json_object"},
-        {
-            "type": "json_schema",
-            "json_schema": {
-                "name": "a",
-                "strict": True,
-                "schema": {
-                    "type": "object",
-                    "properties": {"a": {"enum": ["x", "y"]}},
-                    "required": ["a"],
-                    "additionalProperties": False,
-                },
-            },
-        },
-    ],
-)
-def test_an_answer_has_the_form_that_is_asked_for(server: Running, form: dict[str, Any]) -> None:
-    choice = server.post(CHAT, messages=HI, response_format=form, seed=1, temperature=1.0).json["choices"][0]
+def form(**json_schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": json_schema}
+
+
+X_OR_Y = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"], "additionalProperties": False}
+
+
+@pytest.mark.parametrize("asked", [{"type": "json_object"}, form(name="a", strict=True, schema=X_OR_Y)])
+def test_an_answer_has_the_form_that_is_asked_for(server: Running, asked: dict[str, Any]) -> None:
+    choice = server.post(CHAT, messages=HI, response_format=asked, seed=1, temperature=1.0).json["choices"][0]
     if choice["finish_reason"] == "stop":
         value = json.loads(choice["message"]["content"])
         assert isinstance(value, dict)
-        assert form["type"] == "json_object" or value["a"] in ("x", "y")
+        assert asked["type"] == "json_object" or value["a"] in ("x", "y")
     else:
-        assert form["type"] == "json_object" and choice["message"]["content"].startswith("{")
+        assert asked["type"] == "json_object" and choice["message"]["content"].startswith("{")
 
 
 def test_extensions_are_called_as_on_the_command_line(server: Running, tiny: LanguageModel) -> None:
@@ -162,19 +140,13 @@ def test_extensions_are_called_as_on_the_command_line(server: Running, tiny: Lan
 
 
 def test_fifty_at_once_have_the_answers_that_each_has_alone(server: Running) -> None:
-    bodies = [
-        {
-            "prompt": "In a small town " * (1 + number % 5),
-            "max_tokens": 3 + number % 11,
-            "temperature": 1.0,
-            "seed": number,
-        }
-        for number in range(50)
-    ]
-    alone = [server.post(TEXT, **body).json["choices"] for body in bodies]
+    def answer(number: int) -> Any:
+        options = {"max_tokens": 3 + number % 11, "temperature": 1.0, "seed": number}
+        return server.post(TEXT, prompt="In a small town " * (1 + number % 5), **options).json["choices"]
+
+    alone = [answer(number) for number in range(50)]
     with ThreadPoolExecutor(50) as pool:
-        together = list(pool.map(lambda body: server.post(TEXT, **body).json["choices"], bodies))
-    assert together == alone
+        assert list(pool.map(answer, range(50))) == alone
 
 
 def test_the_models_are_listed(server: Running, tiny: LanguageModel) -> None:
@@ -188,10 +160,6 @@ def test_the_models_are_listed(server: Running, tiny: LanguageModel) -> None:
 def test_a_model_served_alone_answers_to_any_name_and_says_its_own(server: Running) -> None:
     assert server.post(TEXT, model="gpt-4o", prompt="a", max_tokens=1).json["model"] == "tiny"
     assert sum("gpt-4o" in line for line in server.lines) == 1
-
-
-def form(json_schema: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": json_schema}
 
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [
@@ -215,16 +183,18 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"messages": HI, "stream": 1}, "stream"),
     (CHAT, {"messages": HI, "stream_options": {"include_usage": True}}, "stream_options"),
     (CHAT, {"messages": HI, "stop": [""]}, "stop"),
+    (CHAT, {"messages": [{"role": "robot", "content": "x"}]}, "messages[0]"),
+    (CHAT, {"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
     (CHAT, {"messages": HI, "top_logprobs": 3}, "logprobs"),
     (CHAT, {"messages": HI, "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     (CHAT, {"messages": HI, "logit_bias": {"a": 1}}, "logit_bias"),
     (CHAT, {"messages": HI, "logit_bias": {"1": 10**400}}, "logit_bias"),
     (CHAT, {"messages": HI, "logit_bias": {"9999": 1}}, "logit_bias"),
     (CHAT, {"messages": HI, "response_format": {"type": "xml"}}, "response_format"),
-    (CHAT, {"messages": HI, "response_format": form({"schema": {"type": 3}})}, "response_format"),
+    (CHAT, {"messages": HI, "response_format": form(schema={"type": 3})}, "response_format"),
     (CHAT, {"messages": HI, "json_schema": {"type": 3}}, "json_schema"),
-    (CHAT, {"messages": HI, "response_format": form({"schema": {}, "surprise": 1})}, "response_format"),
-    (CHAT, {"messages": HI, "response_format": form({"schema": {}}) | {"surprise": 1}}, "response_format"),
+    (CHAT, {"messages": HI, "response_format": form(schema={}, surprise=1)}, "response_format"),
+    (CHAT, {"messages": HI, "response_format": form(schema={}) | {"surprise": 1}}, "response_format"),
     (CHAT, {"messages": HI, "regex": "("}, "regex"),
     (CHAT, {"messages": HI, "top_p": 2}, "top_p"),
     (CHAT, {"messages": HI, "stop": ["a"] * 1001}, "stop"),
@@ -248,9 +218,9 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (TEXT, {"prompt": "a", "best_of": 2}, "best_of"),
     (TEXT, {"prompt": "a", "n_predict": 2}, "n_predict"),  # of llama.cpp's server
     (TEXT, {"prompt": "a", "repetition_penalty": 1.0}, "repetition_penalty"),  # of vLLM
-    ("/v1/embeddings", {"input": [400]}, "input"),
-    ("/v1/embeddings", {"input": "a", "dimensions": 3}, "dimensions"),
-    ("/v1/embeddings", {"input": "a", "dimensions": "3"}, "dimensions"),
+    (EMBEDDINGS, {"input": [400]}, "input"),
+    (EMBEDDINGS, {"input": "a", "dimensions": 3}, "dimensions"),
+    (EMBEDDINGS, {"input": "a", "dimensions": "3"}, "dimensions"),
 ]  # fmt: skip
 
 
@@ -259,7 +229,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
 def test_what_cannot_be_honoured_is_an_error_that_names_it(
     server: Running, path: str, body: dict[str, Any], parameter: str, stream: bool
 ) -> None:
-    streams = stream and parameter != "stream_options" and path != "/v1/embeddings"
+    streams = stream and parameter != "stream_options" and path != EMBEDDINGS
     answer = server.ask("POST", path, {"stream": True, **body} if streams else body)
     assert answer.status == 400
     assert answer.error.keys() == {"message", "type", "param", "code"}
@@ -275,18 +245,8 @@ def test_a_prompt_that_does_not_fit_is_said_in_openais_words(server: Running) ->
 
 @pytest.mark.parametrize(
     "body",
-    [
-        b"",
-        b"{",
-        b"[]",
-        b"null",
-        b'"a"',
-        b'{"prompt": NaN}',
-        b'{"a": 1, "a": 2}',
-        b"\xff{}",
-        b'{"prompt": "\\ud800"}',
-        b"[" * 9000,
-    ],
+    [b"", b"{", b"[]", b"null", b'"a"', b"\xff{}", b"[" * 9000]
+    + [b'{"prompt": NaN}', b'{"a": 1, "a": 2}', b'{"prompt": "\\ud800"}'],
 )
 def test_a_body_that_is_no_json_object_is_refused(server: Running, body: bytes) -> None:
     answer = server.ask("POST", TEXT, body)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,8 @@ from gptcli.generation.together.continuous_batch import ContinuousBatch
 from gptcli.serve import responses
 from gptcli.text.messages import Message
 from tests.cli.scripted import Script, follow
-from tests.serve.conftest import CHAT, TEXT, Running, serving
+from tests.serve.conftest import CHAT, EMBEDDINGS, HI, MESSAGES, RESPONSES, TEXT, Running, serving
 from tests.tiny import TEMPLATE, make_model
-
-HI = [{"role": "user", "content": "hi"}]
-MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
 
 
 def test_an_echoed_prompt_is_scored(server: Running, tiny: LanguageModel) -> None:
@@ -34,12 +32,9 @@ def test_an_echoed_prompt_is_scored(server: Running, tiny: LanguageModel) -> Non
     assert "".join(logprobs["tokens"][: len(ids)]) == "In a small town"
     assert logprobs["token_logprobs"][0] is None and logprobs["top_logprobs"][0] is None
     assert logprobs["token_logprobs"][1 : len(ids)] == pytest.approx(score.logprobs[1:], abs=1e-4)
-    assert [list(top) for top in logprobs["top_logprobs"][1 : len(ids)]] == [
-        [top[0].data.decode("utf-8", "replace")] for top in score.top[1:]
-    ]
-    assert logprobs["text_offset"] == [
-        sum(map(len, logprobs["tokens"][:index])) for index in range(len(logprobs["tokens"]))
-    ]
+    likeliest = [[top[0].data.decode("utf-8", "replace")] for top in score.top[1:]]
+    assert [list(top) for top in logprobs["top_logprobs"][1 : len(ids)]] == likeliest
+    assert logprobs["text_offset"] == [0, *accumulate(map(len, logprobs["tokens"][:-1]))]
 
 
 def test_an_echo_needs_no_token_and_streams(server: Running) -> None:
@@ -116,9 +111,7 @@ def test_anthropics_errors_have_their_own_shape(server: Running, body: dict[str,
         ({"input": "a", "previous_response_id": 1}, "previous_response_id"),
     ],
 )
-def test_a_response_that_cannot_be_is_an_error_that_names_the_parameter(
-    server: Running, body: dict[str, Any], parameter: str
-) -> None:
+def test_a_bad_response_request_names_its_parameter(server: Running, body: dict[str, Any], parameter: str) -> None:
     answer = server.post(RESPONSES, **body)
     assert (answer.status, answer.error["param"]) == (400, parameter)
 
@@ -149,16 +142,15 @@ def test_a_response_takes_its_own_output_back(server: Running) -> None:
 
 
 def test_embeddings_come_as_numbers_or_as_bytes(server: Running, tiny: LanguageModel) -> None:
-    numbers = server.post("/v1/embeddings", input="In a small town").json["data"][0]["embedding"]
-    packed = server.post("/v1/embeddings", input="In a small town", encoding_format="base64").json["data"][0][
-        "embedding"
-    ]
+    def embedding(**options: Any) -> Any:
+        return server.post(EMBEDDINGS, input="In a small town", **options).json["data"][0]["embedding"]
+
+    numbers, packed = embedding(), embedding(encoding_format="base64")
     assert numbers == pytest.approx(tiny.embed("In a small town").tolist(), abs=1e-6)
-    as_many = server.post("/v1/embeddings", input="In a small town", dimensions=len(numbers)).json
-    assert as_many["data"][0]["embedding"] == pytest.approx(numbers, abs=1e-6)
+    assert embedding(dimensions=len(numbers)) == pytest.approx(numbers, abs=1e-6)
     assert struct.unpack(f"<{len(numbers)}f", base64.b64decode(packed)) == pytest.approx(numbers, abs=1e-6)
     for body in ({"input": ""}, {"input": "a", "encoding_format": "hex"}):
-        assert server.post("/v1/embeddings", **body).status == 400
+        assert server.post(EMBEDDINGS, **body).status == 400
 
 
 def test_the_tokens_of_a_text_and_of_a_conversation_are_told(server: Running, tiny: LanguageModel) -> None:
@@ -169,13 +161,8 @@ def test_the_tokens_of_a_text_and_of_a_conversation_are_told(server: Running, ti
     rendered = server.post("/tokenize", messages=HI).json
     assert rendered["tokens"] == tiny.template.render([Message("user", "hi")], tiny.tokenizer)
     assert [piece["piece"] for piece in rendered["pieces"] if piece["special"]][0] == "<|im_start|>"
-    for path, body in (
-        ("/tokenize", {}),
-        ("/tokenize", {"prompt": 1}),
-        ("/detokenize", {"tokens": [-1]}),
-        ("/detokenize", {}),
-    ):
-        assert server.post(path, **body).status == 400
+    wrong = ("/tokenize", {}), ("/tokenize", {"prompt": 1}), ("/detokenize", {"tokens": [-1]}), ("/detokenize", {})
+    assert [server.post(path, **body).status for path, body in wrong] == [400] * 4
 
 
 @pytest.fixture
@@ -198,10 +185,8 @@ def test_thoughts_are_told_from_the_answer_in_every_api(thinking: Running) -> No
     kinds = [event["type"] for event in thinking.post(MESSAGES, messages=HI, max_tokens=9, stream=True).events]
     assert kinds.count("content_block_start") == kinds.count("content_block_stop") == 2
     output = thinking.post(RESPONSES, input="hi").json["output"]
-    assert [(item["type"], item["content"][0]["text"]) for item in output] == [
-        ("reasoning", "So be it."),
-        ("message", "Yes."),
-    ]
+    told = [(item["type"], item["content"][0]["text"]) for item in output]
+    assert told == [("reasoning", "So be it."), ("message", "Yes.")]
     events = thinking.post(RESPONSES, input="hi", stream=True).events
     assert [event["type"] for event in events].count("response.output_item.done") == 2
     assert events[-1]["type"] == "response.completed"

@@ -22,10 +22,12 @@ from gptcli.serve import transport
 from gptcli.serve.guards import Access
 from gptcli.serve.server import listen
 from gptcli.serve.transport import Call
-from tests.cli.conftest import Cli, cli  # noqa: F401 - a fixture
-from tests.serve.conftest import CHAT, TEXT, Running, serving, until
+from tests.cli.conftest import Cli
+from tests.serve.conftest import CHAT, EMBEDDINGS, HI, MESSAGES, RESPONSES, TEXT, Running, serving, until
 
 KEY = {"Authorization": "Bearer secret"}
+HEALTH, POST = (f"{each} HTTP/1.1\r\nHost: localhost\r\n".encode() for each in ("GET /health", f"POST {TEXT}"))
+POST_WITH_KEY = POST + b"Authorization: Bearer secret\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -38,31 +40,18 @@ def guarded(tiny: LanguageModel) -> Iterator[Running]:
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "127.0.0.1:80", "localhost:1", "LOCALHOST", "[::1]:8080", "192.168.0.2", "a.localhost"]
 )
-def test_an_address_and_localhost_are_names_that_nobody_else_can_have(server: Running, host: str) -> None:
+def test_addresses_and_localhost_are_names_of_this_machine(server: Running, host: str) -> None:
     assert server.ask("GET", "/health", headers={"Host": host}).status == 200
 
 
 @pytest.mark.parametrize(
     "host",
-    [
-        "evil.example",
-        "127.0.0.1.evil.example",
-        "localhost.evil.example",
-        "",
-        "127.0.0.1@evil.example:1x",
-        "[::1",
-        "my.lan",
-        "localhost/.evil.example",
-        "localhost#.evil.example",
-        "localhost@evil.example",
-        "localhost, evil.example",
-        "localhost:80a",
-        "[::1]evil.example",
-        "2130706433",
-    ],
+    ["", "my.lan", "evil.example", "2130706433", "127.0.0.1@evil.example:1x", "[::1", "[::1]evil.example"]
+    + ["127.0.0.1.evil.example", "localhost:80a"]
+    + [f"localhost{mark}evil.example" for mark in (".", "/.", "#.", "@", ", ")],
 )
 @pytest.mark.parametrize("path", ["/health", "/v1/models", "/"])
-def test_another_name_is_refused_since_dns_may_lead_any_name_here(server: Running, host: str, path: str) -> None:
+def test_another_name_is_refused(server: Running, host: str, path: str) -> None:
     answer = server.ask("GET", path, headers={"Host": host})
     assert (answer.status, answer.error["type"]) == (403, "permission_error")
 
@@ -82,9 +71,7 @@ def test_a_page_of_another_site_may_not_ask(server: Running, origin: str) -> Non
 def test_a_second_origin_is_checked_like_the_first(server: Running) -> None:
     head = f"GET /health HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nOrigin: http://127.0.0.1:{server.port}\r\n"
     for other, status in (("", b"200"), ("Origin: http://evil.example\r\n", b"403")):
-        with socket.create_connection(("127.0.0.1", server.port)) as client:
-            client.sendall(f"{head}{other}\r\n".encode())
-            assert client.recv(100).split()[1] == status
+        assert server.send(f"{head}{other}\r\n".encode()).split()[1] == status
 
 
 @pytest.mark.parametrize(
@@ -117,13 +104,7 @@ def test_our_own_page_and_those_that_are_allowed_may(guarded: Running) -> None:
 
 @pytest.mark.parametrize(
     "headers",
-    [
-        {},
-        {"Authorization": "Bearer Secret"},
-        {"Authorization": "Bearer"},
-        {"Authorization": "Basic secret"},
-        {"x-api-key": "é"},
-    ],
+    [{}, {"x-api-key": "é"}, *({"Authorization": each} for each in ("Bearer Secret", "Bearer", "Basic secret"))],
 )
 @pytest.mark.parametrize("path", ["/v1/models", TEXT, "/metrics", "/nowhere"])
 def test_without_the_key_nothing_is_answered(guarded: Running, headers: dict[str, str], path: str) -> None:
@@ -140,20 +121,15 @@ def test_with_the_key_it_is(guarded: Running) -> None:
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(guarded: Running) -> None:
     assert guarded.post(TEXT, KEY, prompt="x" * 2000).status == 413
-    with socket.create_connection(("127.0.0.1", guarded.port)) as client:
-        head = f"POST {TEXT} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\n"
-        client.sendall(f"{head}Content-Length: 1000000000000\r\n\r\n".encode())
-        assert client.recv(100).startswith(b"HTTP/1.1 413")
-    with socket.create_connection(("127.0.0.1", guarded.port)) as client:
-        client.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + b"400\r\n" + b"x" * 1024 + b"\r\n")
-        assert client.recv(100).startswith(b"HTTP/1.1 413")
+    chunk = b"400\r\n" + b"x" * 1024 + b"\r\n"
+    for rest in (b"Content-Length: 1000000000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n" + chunk):
+        assert guarded.send(POST_WITH_KEY + rest).startswith(b"HTTP/1.1 413")
 
 
-def test_bodies_that_are_too_large_together_are_refused_until_there_is_room(guarded: Running) -> None:
-    head = f"POST {TEXT} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\nContent-Length: 990\r\n\r\n"
+def test_bodies_too_large_together_are_refused_until_there_is_room(guarded: Running) -> None:
     clients = [socket.create_connection(("127.0.0.1", guarded.port)) for _ in range(5)]
     for client in clients:
-        client.sendall(head.encode() + b" " * 900)
+        client.sendall(POST_WITH_KEY + b"Content-Length: 990\r\n\r\n" + b" " * 900)
     answer = b"".join(client.recv(100) for client in select.select(clients, [], [], 20)[0])
     assert answer.startswith(b"HTTP/1.1 429")
     assert guarded.post(TEXT, KEY, prompt="x" * 500).headers["retry-after"] == "1"
@@ -163,13 +139,8 @@ def test_bodies_that_are_too_large_together_are_refused_until_there_is_room(guar
 
 
 def test_headers_that_are_too_large_and_what_is_no_http_are_refused(server: Running) -> None:
-    for data in (
-        b"GET / HTTP/1.1\r\nHost: localhost\r\na: " + b"x" * 70_000,
-        b"\x16\x03\x01 hello\r\n\r\n",
-    ):
-        with socket.create_connection(("127.0.0.1", server.port)) as client:
-            client.sendall(data)
-            assert client.recv(100).startswith(b"HTTP/1.1 400")
+    for data in (HEALTH + b"a: " + b"x" * 70_000, b"\x16\x03\x01 hello\r\n\r\n"):
+        assert server.send(data).startswith(b"HTTP/1.1 400")
 
 
 def test_a_method_that_a_path_does_not_know_is_refused(server: Running) -> None:
@@ -192,13 +163,13 @@ def begun(server: Running, *, stream: bool = True) -> socket.socket:
     client = socket.create_connection(("127.0.0.1", server.port))
     body = {"prompt": "a", "stream": stream, "max_tokens": 10**9, "ignore_eos": True, "overflow": "shift", "n": 3}
     data = json.dumps(body).encode()
-    client.sendall(f"POST {TEXT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
+    client.sendall(POST + f"Content-Length: {len(data)}\r\n\r\n".encode() + data)
     return client
 
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("half", [True, False])
-@pytest.mark.parametrize("after", [b"", b"\r\n", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+@pytest.mark.parametrize("after", [b"", b"\r\n", HEALTH + b"\r\n"])
 def test_a_client_that_leaves_ends_its_answer(busy: Running, stream: bool, half: bool, after: bytes) -> None:
     client = begun(busy, stream=stream)
     until(lambda: busy.service.runner.open == 3)
@@ -222,15 +193,11 @@ def test_more_than_may_wait_are_told_to_come_again(busy: Running) -> None:
 
 def test_a_client_that_is_too_slow_is_given_up(busy: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "PATIENCE_S", 0.05)
-    with socket.create_connection(("127.0.0.1", busy.port)) as client:
-        client.sendall(f"POST {TEXT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{{".encode())
-        assert client.recv(100).startswith(b"HTTP/1.1 408")
+    assert busy.send(POST + b"Content-Length: 9\r\n\r\n{").startswith(b"HTTP/1.1 408")
 
 
-@pytest.mark.parametrize("before", [b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"])
-def test_a_client_whose_request_does_not_come_is_given_up(
-    busy: Running, monkeypatch: pytest.MonkeyPatch, before: bytes
-) -> None:
+@pytest.mark.parametrize("before", [b"", HEALTH + b"\r\n"])
+def test_a_client_without_a_request_is_given_up(busy: Running, monkeypatch: pytest.MonkeyPatch, before: bytes) -> None:
     monkeypatch.setattr(server_module, "_HEADER_S", 0.2)
     with socket.create_connection(("127.0.0.1", busy.port), timeout=20) as client:
         client.sendall(before + b"GET /hea")
@@ -274,10 +241,10 @@ def test_no_request_opens_a_file(server: Running) -> None:
     paths = ("/", "/etc/passwd", "/../../etc/passwd", "/v1/models/..%2f..%2fetc%2fpasswd", "/page.html", "//etc/passwd")
     asked: dict[str, dict[str, Any]] = {
         TEXT: {"prompt": "a"},
-        CHAT: {"messages": [{"role": "user", "content": "hi"}], "json_schema": {"$ref": "file:///etc/passwd"}},
-        "/v1/responses": {"input": "hi"},
-        "/v1/messages": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2},
-        "/v1/embeddings": {"input": "file:///etc/passwd"},
+        CHAT: {"messages": HI, "json_schema": {"$ref": "file:///etc/passwd"}},
+        RESPONSES: {"input": "hi"},
+        MESSAGES: {"messages": HI, "max_tokens": 2},
+        EMBEDDINGS: {"input": "file:///etc/passwd"},
         "/tokenize": {"prompt": "/etc/passwd"},
     }
 
@@ -327,12 +294,7 @@ def test_the_log_and_the_metrics_have_nothing_of_what_is_said(server: Running) -
         (("-m", "no-such-model"), "no-such-model"),
     ],
 )
-def test_a_server_that_would_be_open_or_cannot_be_is_not_started(
-    cli: Cli,  # noqa: F811
-    tiny_model: Path,
-    options: tuple[str, ...],
-    message: str,
-) -> None:
+def test_an_unsafe_server_is_not_started(cli: Cli, tiny_model: Path, options: tuple[str, ...], message: str) -> None:
     with listen("127.0.0.1", 0) as taken:
         given = [str(taken.getsockname()[1]) if option == "TAKEN" else option for option in options]
         result = cli("serve", "--offline", "-m", tiny_model, *given)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from gptcli import LanguageModel
+from gptcli.serve.guards import Access
 from tests.cli.scripted import Script, follow
 from tests.serve.browser import PROGRAM, Browser, browsing
 from tests.serve.conftest import Running, serving, until
@@ -43,19 +44,22 @@ def fresh(browser: Browser, server: Running, **settings: object) -> None:
     browser.until("document.querySelector('#model').value")
 
 
+def send(browser: Browser, text: str) -> None:
+    """Types a text and Enter."""
+    browser.run("document.querySelector('#prompt').focus()")
+    browser.write(text)
+    browser.key("Enter")
+
+
 def asked(browser: Browser, question: str) -> str:
     """Asks, and waits for the whole answer."""
     answers = int(browser.run("document.querySelectorAll('article.assistant').length"))
-    browser.run("document.querySelector('#prompt').focus()")
-    browser.write(question)
-    browser.key("Enter")
+    send(browser, question)
     browser.until(f"document.querySelectorAll('article.assistant').length > {answers} && !running")
     return str(browser.run("current.messages.at(-1).content"))
 
 
-def test_a_question_is_answered_edited_tried_again_and_still_there_after_a_reload(
-    browser: Browser, server: Running
-) -> None:
+def test_a_question_is_answered_edited_tried_again_and_kept(browser: Browser, server: Running) -> None:
     fresh(browser, server, max_tokens=6)
     said = asked(browser, "In a small town")
     assert said
@@ -119,15 +123,11 @@ def test_the_lens_opens_by_tap_on_a_narrow_screen(browser: Browser, server: Runn
     browser.until(f"!running && current.messages[1].tokens[3]?.id === {wanted}")
 
 
-def test_an_answer_is_stopped_and_what_was_said_stays(
-    browser: Browser, tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_answer_stays(browser: Browser, tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     follow(Script(pieces=["word "] * 2000, piece_s=0.01), monkeypatch.setattr)
     with serving(tiny) as server:
         fresh(browser, server)
-        browser.run("document.querySelector('#prompt').focus()")
-        browser.write("hi")
-        browser.key("Enter")
+        send(browser, "hi")
         browser.until("document.querySelector('article.assistant .said')?.textContent.includes('word word')")
         browser.click("#stop")
         browser.until("!running && document.querySelector('#stop').hidden")
@@ -256,9 +256,7 @@ SILENT = """window.fetch = (path, { signal }) => new Promise((_, fail) =>
 
 
 @pytest.mark.parametrize("question", ["send('new')", "again(1)", "again(0, 'edited')"])
-def test_another_conversation_stays_as_it_is_when_an_answer_ends_without_a_token(
-    browser: Browser, server: Running, question: str
-) -> None:
+def test_an_answer_without_a_token_leaves_other_conversations(browser: Browser, server: Running, question: str) -> None:
     fresh(browser, server, max_tokens=2)
     asked(browser, "one")
     browser.run("open(fresh()), null")
@@ -272,7 +270,7 @@ def test_another_conversation_stays_as_it_is_when_an_answer_ends_without_a_token
     assert browser.run("document.querySelectorAll('article').length") == 2
 
 
-def test_a_conversation_that_is_deleted_while_its_answer_comes_stays_deleted(browser: Browser, server: Running) -> None:
+def test_a_conversation_deleted_during_its_answer_stays_deleted(browser: Browser, server: Running) -> None:
     fresh(browser, server)
     browser.run(SILENT)
     browser.run("send('new'), remove(conversations[0] ?? current), null")
@@ -291,16 +289,12 @@ def test_a_conversation_that_is_deleted_while_its_answer_comes_stays_deleted(bro
 def test_a_server_that_is_gone_is_said_to_be(browser: Browser, server: Running, fetched: str, problem: str) -> None:
     fresh(browser, server)
     browser.run(f"window.fetch = () => {fetched}, null")
-    browser.run("document.querySelector('#prompt').focus()")
-    browser.write("hi")
-    browser.key("Enter")
+    send(browser, "hi")
     browser.until(f"document.querySelector('#problem').textContent.includes({problem!r})")
     assert browser.run("current.messages.map((each) => each.content)") == ["hi"]  # what was typed stays
 
 
 def test_a_key_is_asked_for_and_errors_are_shown(browser: Browser, tiny: LanguageModel) -> None:
-    from gptcli.serve.guards import Access
-
     with serving(tiny, access=Access(key="secret")) as server:
         browser.load(f"http://127.0.0.1:{server.port}/")
         browser.until("document.querySelector('#options').open")
@@ -310,8 +304,6 @@ def test_a_key_is_asked_for_and_errors_are_shown(browser: Browser, tiny: Languag
         browser.until("document.querySelector('#model').value === 'tiny'")
         browser.key("Escape")
         browser.problems.clear()  # Chromium logs status 401 and 400
-        browser.run("document.querySelector('#prompt').focus()")
-        browser.write("x" * 2000)
-        browser.key("Enter")
+        send(browser, "x" * 2000)
         browser.until("document.querySelector('#problem').textContent.includes('does not fit')")
         browser.problems.clear()

@@ -24,7 +24,6 @@ def started(model: Path, script: Script, *options: str) -> Iterator[tuple[subpro
     command = [*SCRIPTED, "serve", "-m", str(model), "--port", "0", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=script.environment()) as process:
         try:
-            assert process.stderr is not None
             address = process.stderr.readline().strip()
             assert re.fullmatch(r"http://127\.0\.0\.1:\d+", address)
             yield process, address
@@ -66,7 +65,6 @@ def test_a_signal_lets_what_runs_come_to_its_end(tiny_model: Path) -> None:
         said = begun(address)
         process.terminate()
         assert process.wait(30) == -signal.SIGTERM
-        assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
     assert said[-2] == "data: [DONE]"
 
@@ -79,7 +77,6 @@ def test_a_second_ctrl_c_ends_at_once(tiny_model: Path) -> None:
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == -signal.SIGINT
-        assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
     assert "data: [DONE]" not in said
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import anthropic
 import openai
 import pytest
 
@@ -30,6 +29,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> gptcli.LanguageModel:
 
 
 @pytest.fixture
+def client(caller: Running) -> Iterator[openai.OpenAI]:
+    with caller.openai() as client:
+        yield client
+
+
+@pytest.fixture
 def caller(model: gptcli.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
     """A server of a model that calls a tool."""
     follow(Script(pieces=SAID), monkeypatch.setattr)
@@ -37,28 +42,18 @@ def caller(model: gptcli.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> Iter
         yield running
 
 
-@pytest.fixture
-def client(caller: Running) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"http://127.0.0.1:{caller.port}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
 def test_openai_is_told_of_a_call_and_tells_of_its_answer(client: openai.OpenAI) -> None:
     [choice] = client.chat.completions.create(model="caller", messages=HI, tools=TOOLS).choices
     assert (choice.finish_reason, choice.message.content) == ("tool_calls", "Let me look.")
-    assert choice.message.tool_calls is not None
     [call] = choice.message.tool_calls
-    assert call.type == "function"
-    assert (call.function.name, json.loads(call.function.arguments)) == ("weather", {"city": "Oslo"})
+    function = call.type, call.function.name, json.loads(call.function.arguments)
+    assert function == ("function", "weather", {"city": "Oslo"})
     more: Any = [*HI, choice.message.model_dump(), {"role": "tool", "tool_call_id": call.id, "content": "3 degrees"}]
     assert client.chat.completions.create(model="caller", messages=more, tools=TOOLS).choices
-    deltas = [chunk.choices[0].delta for chunk in client.chat.completions.create(
-        model="caller", messages=HI, tools=TOOLS, stream=True
-    )]  # fmt: skip
-    [streamed] = [each for delta in deltas for each in delta.tool_calls or ()]
-    assert streamed.function is not None
+    chunks = client.chat.completions.create(model="caller", messages=HI, tools=TOOLS, stream=True)
+    [streamed] = [each for chunk in chunks for each in chunk.choices[0].delta.tool_calls or ()]
     assert (streamed.index, streamed.function.name) == (0, "weather")
-    assert json.loads(streamed.function.arguments or "") == {"city": "Oslo"}
+    assert json.loads(streamed.function.arguments) == {"city": "Oslo"}
 
 
 def test_openais_responses_have_calls_as_items(client: openai.OpenAI) -> None:
@@ -66,7 +61,7 @@ def test_openais_responses_have_calls_as_items(client: openai.OpenAI) -> None:
     response = client.responses.create(model="caller", input="Oslo?", tools=tools)
     said, call = response.output
     assert (response.status, said.type, call.type) == ("completed", "message", "function_call")
-    assert call.type == "function_call" and json.loads(call.arguments) == {"city": "Oslo"}
+    assert json.loads(call.arguments) == {"city": "Oslo"}
     answer: Any = [{"type": "function_call_output", "call_id": call.call_id, "output": "3 degrees"}]
     again = client.responses.create(model="caller", input=answer, tools=tools, previous_response_id=response.id)
     by_hand: Any = [{"role": "user", "content": "Oslo?"}, *(item.model_dump() for item in response.output), *answer]
@@ -80,16 +75,16 @@ def test_openais_responses_have_calls_as_items(client: openai.OpenAI) -> None:
 def test_anthropic_is_told_of_a_call_and_tells_of_its_answer(caller: Running) -> None:
     tools: Any = [{"name": "weather", "description": "The weather", "input_schema": PARAMETERS}]
     given: Any = {"model": "caller", "max_tokens": 50, "tools": tools}
-    with anthropic.Anthropic(base_url=f"http://127.0.0.1:{caller.port}", api_key="none", max_retries=0) as claude:
+    with caller.anthropic() as claude:
         message = claude.messages.create(messages=HI, **given)
         said, call = message.content
         assert (message.stop_reason, said.type, call.type) == ("tool_use", "text", "tool_use")
-        assert call.type == "tool_use" and (call.name, call.input) == ("weather", {"city": "Oslo"})
+        assert (call.name, call.input) == ("weather", {"city": "Oslo"})
         result: Any = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": call.id, "content": "3"}]}
         turn: Any = {"role": "assistant", "content": [block.model_dump() for block in message.content]}
         assert claude.messages.create(messages=[*HI, turn, result], **given).content
         with claude.messages.stream(messages=HI, **given) as stream:
-            assert stream.get_final_message().content[1].input == {"city": "Oslo"}  # type: ignore[union-attr]
+            assert stream.get_final_message().content[1].input == {"city": "Oslo"}
 
 
 def test_a_call_that_is_required_is_written(model: gptcli.LanguageModel) -> None:

@@ -56,16 +56,13 @@ def test_a_template_renders_to_transformers_tokens(source: str, tiny_model: Path
     assert render(source, tiny.tokenizer) == list(wanted)
 
 
-@pytest.mark.parametrize(
-    ("source", "complaint"),
-    [
-        ("\n{{ messages | nosuch }}", "line 2"),
-        ("{{ messages[99].content }}", "no element 99"),
-        ("{{ 1 / 0 }}", "division"),
-        ("{{ messages.append(1) }}", "unsafe|not safely"),
-        ("{{ messages + 1 }}", "list"),
-    ],
-)
+@pytest.mark.parametrize(("source", "complaint"), [
+    ("\n{{ messages | nosuch }}", "line 2"),
+    ("{{ messages[99].content }}", "no element 99"),
+    ("{{ 1 / 0 }}", "division"),
+    ("{{ messages.append(1) }}", "unsafe|not safely"),
+    ("{{ messages + 1 }}", "list"),
+])  # fmt: skip
 def test_a_template_that_fails_is_one_error(source: str, complaint: str, tiny: LanguageModel) -> None:
     with pytest.raises(TemplateError, match=complaint):
         render(source, tiny.tokenizer)
@@ -140,24 +137,21 @@ def test_an_additional_template_may_be_a_blob_of_the_hubs_cache(tmp_path: Path) 
         ChatTemplate.of_model(model, Tokenizer.open(model), "brief")
 
 
-@pytest.mark.parametrize(
-    ("source", "reads"),
-    [
-        ("{% if thinking %}", True),
-        ("{%- if not thinking is defined %}{% set thinking = false %}{% endif %}", True),
-        ("{% set thinking = thinking | default(true) %}", True),
-        ("{{ f(thinking=thinking) }}", True),
-        ("{{ a if thinking else b }}", True),
-        ("{% if m.x == '}' and thinking %}", True),
-        ("thinking {# {{ thinking }} #}", False),
-        ("{{ 'thinking' }}{{ \"no thinking\" }}{{ 'it\\'s thinking' }}", False),
-        ("{% if message.thinking %}{{ message['thinking'] }}{% endif %}", False),
-        ("{% set thinking = message.thought %}{{ thinking }}", False),
-        ("{% for thinking in messages %}{{ thinking }}{% endfor %}", False),
-        ("{% macro turn(thinking) %}{{ thinking }}{% endmacro %}", False),
-        ("{{ namespace(thinking=1) }}{{ enable_thinking_x }}{{ thinking_budget }}", False),
-    ],
-)
+@pytest.mark.parametrize(("source", "reads"), [
+    ("{% if thinking %}", True),
+    ("{%- if not thinking is defined %}{% set thinking = false %}{% endif %}", True),
+    ("{% set thinking = thinking | default(true) %}", True),
+    ("{{ f(thinking=thinking) }}", True),
+    ("{{ a if thinking else b }}", True),
+    ("{% if m.x == '}' and thinking %}", True),
+    ("thinking {# {{ thinking }} #}", False),
+    ("{{ 'thinking' }}{{ \"no thinking\" }}{{ 'it\\'s thinking' }}", False),
+    ("{% if message.thinking %}{{ message['thinking'] }}{% endif %}", False),
+    ("{% set thinking = message.thought %}{{ thinking }}", False),
+    ("{% for thinking in messages %}{{ thinking }}{% endfor %}", False),
+    ("{% macro turn(thinking) %}{{ thinking }}{% endmacro %}", False),
+    ("{{ namespace(thinking=1) }}{{ enable_thinking_x }}{{ thinking_budget }}", False),
+])  # fmt: skip
 def test_a_switch_is_known_where_the_template_reads_what_it_is_given(source: str, reads: bool) -> None:
     for variable, switch in (("thinking",) * 2, ("enable_thinking", "thinking"), ("reasoning_effort",) * 2):
         template = ChatTemplate(source.replace("thinking", variable), "test")

@@ -97,24 +97,21 @@ def replace(content: str, **pattern: str) -> dict[str, object]:
 NO_KIND, BOTH_KINDS = CharKind(0), CharKind.SPACE | CharKind.NEWLINE
 
 
-@pytest.mark.parametrize(
-    ("normalizer", "pre_tokenizer", "kinds"),
-    [
-        (None, split(Regex='"[^"]*"|.'), NO_KIND),
-        (None, split(Regex=LLAMA3), BOTH_KINDS),
-        (None, split(Regex=r"(?<=a) \w+"), NO_KIND),
-        (None, split(Regex=r"\w+\b"), NO_KIND),
-        (None, split(Regex=r"\w+( \w+)*"), CharKind.NEWLINE),
-        (None, split(Regex=r"\n\p{L}+"), CharKind.SPACE),
-        (None, split(String="a b"), CharKind.NEWLINE),
-        (None, {"type": "UnicodeScripts"}, NO_KIND),
-        (replace(" ", Regex=r"\s+"), None, NO_KIND),
-        (replace("", String="x"), None, NO_KIND),
-        (replace(" ", Regex=" {2,}"), None, BOTH_KINDS),
-        ({"type": "ByteLevel"}, None, NO_KIND),
-        ({"type": "Something new"}, None, NO_KIND),
-    ],
-)
+@pytest.mark.parametrize(("normalizer", "pre_tokenizer", "kinds"), [
+    (None, split(Regex='"[^"]*"|.'), NO_KIND),
+    (None, split(Regex=LLAMA3), BOTH_KINDS),
+    (None, split(Regex=r"(?<=a) \w+"), NO_KIND),
+    (None, split(Regex=r"\w+\b"), NO_KIND),
+    (None, split(Regex=r"\w+( \w+)*"), CharKind.NEWLINE),
+    (None, split(Regex=r"\n\p{L}+"), CharKind.SPACE),
+    (None, split(String="a b"), CharKind.NEWLINE),
+    (None, {"type": "UnicodeScripts"}, NO_KIND),
+    (replace(" ", Regex=r"\s+"), None, NO_KIND),
+    (replace("", String="x"), None, NO_KIND),
+    (replace(" ", Regex=" {2,}"), None, BOTH_KINDS),
+    ({"type": "ByteLevel"}, None, NO_KIND),
+    ({"type": "Something new"}, None, NO_KIND),
+])  # fmt: skip
 def test_a_pattern_that_may_lie_across_a_border_leaves_none(
     normalizer: dict[str, object] | None, pre_tokenizer: dict[str, object] | None, kinds: CharKind
 ) -> None:

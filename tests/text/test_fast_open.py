@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.errors import BrokenTokenizer
+from gptcli.errors import BrokenTokenizer, UsageError
 from gptcli.kept_files import kept_models
 from gptcli.runtime.fast_start.snapshots import forget_snapshots
 from gptcli.text.fast_open import tokenizer_snapshots
@@ -132,6 +132,12 @@ def test_a_kept_tokenizer_is_not_used_after_anything_has_changed(
     tokenizer = Tokenizer.open(model)
     assert not is_partial(tokenizer)
     assert tokenizer.encode("In a small town") == made("llama3")[1].encode("In a small town")
+
+
+def test_a_switch_that_is_neither_on_nor_off_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTCLI_PREPARED", "no")
+    with pytest.raises(UsageError, match="GPTCLI_PREPARED is on or off, not no"):
+        Tokenizer.open(save("llama3", tmp_path / "model"))
 
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - set(BPE)))

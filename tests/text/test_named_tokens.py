@@ -114,15 +114,12 @@ def test_an_end_that_only_the_settings_name_ends_a_text(tmp_path: Path) -> None:
     assert SIZE not in tokenizer.encode("a<|end|>")
 
 
-@pytest.mark.parametrize(
-    ("decoder", "reason"),
-    [
-        ({"5": "<new>"}, "the token '<new>' has the id 304, and 5 in"),
-        ({"400": "<new>"}, "the token '<new>' has the id 304, and 400 in"),
-        ({"7": "<|im_end|>"}, "the token '<|im_end|>' has the id 2, and 7 in"),
-        ({"304": "<new>", "305": "<new>"}, "the token '<new>' has the id 304, and 305 in"),
-    ],
-)
+@pytest.mark.parametrize(("decoder", "reason"), [
+    ({"5": "<new>"}, "the token '<new>' has the id 304, and 5 in"),
+    ({"400": "<new>"}, "the token '<new>' has the id 304, and 400 in"),
+    ({"7": "<|im_end|>"}, "the token '<|im_end|>' has the id 2, and 7 in"),
+    ({"304": "<new>", "305": "<new>"}, "the token '<new>' has the id 304, and 305 in"),
+])  # fmt: skip
 def test_ids_that_contradict_are_refused_by_name(tmp_path: Path, decoder: dict[str, str], reason: str) -> None:
     tokens = {id: {"content": content, "special": True, "normalized": False} for id, content in decoder.items()}
     with pytest.raises(BrokenTokenizer, match=f"contradictory: .*{reason}".replace("|", r"\|")):
@@ -137,6 +134,6 @@ def test_ids_of_added_tokens_json_that_contradict_are_refused_by_name(tmp_path: 
 @pytest.mark.parametrize(
     "token", [7, "x", {"content": 7}, {"content": "x", "lstrip": 1}, {"content": "x", "colour": True}, {}], ids=repr
 )
-def test_tokens_that_are_none_are_refused(tmp_path: Path, token: Any) -> None:
+def test_entries_that_are_no_tokens_are_refused(tmp_path: Path, token: Any) -> None:
     with pytest.raises(BrokenTokenizer, match="cannot read"):
         Tokenizer.open(written(tmp_path, tokenizer_config={"added_tokens_decoder": {"304": token}}))

@@ -110,14 +110,11 @@ def test_an_unknown_class_is_refused_by_name(tmp_path: Path, name: str) -> None:
         Tokenizer.open(path)
 
 
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"model_type": "char"}, "of words or characters"),
-        (BPE | {"treat_whitespace_as_suffix": True}, "treat_whitespace_as_suffix"),
-        (UNIGRAM, "a LlamaTokenizer that is no BPE"),
-    ],
-)
+@pytest.mark.parametrize(("options", "reason"), [
+    ({"model_type": "char"}, "of words or characters"),
+    (BPE | {"treat_whitespace_as_suffix": True}, "treat_whitespace_as_suffix"),
+    (UNIGRAM, "a LlamaTokenizer that is no BPE"),
+])  # fmt: skip
 def test_models_of_another_kind_are_refused(tmp_path: Path, options: dict[str, Any], reason: str) -> None:
     with pytest.raises(BrokenTokenizer, match=reason):
         Tokenizer.open(written(tmp_path, options, {}, {"tokenizer_class": "LlamaTokenizer"}))

@@ -101,21 +101,18 @@ def test_ids_and_text_are_as_in_transformers(both: tuple[Any, Tokenizer], text: 
 
 
 @pytest.mark.parametrize("kind", ["llama2", "qwen2"])
-def test_components_that_are_not_read_are_known(tmp_path: Path, kind: str) -> None:
+def test_components_that_a_class_makes_itself_are_listed_as_unread(tmp_path: Path, kind: str) -> None:
     read = Tokenizer.open(written(tmp_path, kind, {"model_type": "qwen3"}, BYTE_LEVEL)).unread
     ours = Tokenizer.open(written(tmp_path, "llama2", {}, ROLES | {"tokenizer_class": "LlamaTokenizer"})).unread
     assert (read, ours) == ((), ("normalizer", "pre_tokenizer"))
 
 
-@pytest.mark.parametrize(
-    ("kind", "options", "pad", "as_it_is"),
-    [
-        ("qwen2", {}, "<|end|>", True),
-        ("qwen2", {"ignore_merges": True}, "<|end|>", False),
-        ("qwen2", {}, "<|pad|>", False),
-        ("llama3", {}, "<|end|>", False),
-    ],
-)
+@pytest.mark.parametrize(("kind", "options", "pad", "as_it_is"), [
+    ("qwen2", {}, "<|end|>", True),
+    ("qwen2", {"ignore_merges": True}, "<|end|>", False),
+    ("qwen2", {}, "<|pad|>", False),
+    ("llama3", {}, "<|end|>", False),
+])  # fmt: skip
 def test_a_file_is_opened_once_and_as_it_is_where_its_class_makes_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, options: dict[str, Any], pad: str, as_it_is: bool
 ) -> None:
@@ -129,16 +126,13 @@ def test_a_file_is_opened_once_and_as_it_is_where_its_class_makes_the_same(
     assert [data == (path / "tokenizer.json").read_bytes() for data in opened] == [as_it_is]
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [
-        ("wordpiece", "BertTokenizer"),
-        ("unigram", "T5TokenizerFast"),
-        ("unigram", "LlamaTokenizer"),
-        ("llama2", "GPT2Tokenizer"),
-        ("gpt2", "GemmaTokenizer"),
-    ],
-)
+@pytest.mark.parametrize(("kind", "name"), [
+    ("wordpiece", "BertTokenizer"),
+    ("unigram", "T5TokenizerFast"),
+    ("unigram", "LlamaTokenizer"),
+    ("llama2", "GPT2Tokenizer"),
+    ("gpt2", "GemmaTokenizer"),
+])  # fmt: skip
 def test_a_class_that_is_not_built_is_noted_and_the_file_read_as_it_is(tmp_path: Path, kind: str, name: str) -> None:
     path = written(tmp_path, kind, {"model_type": "llama"}, {"tokenizer_class": name})
     ours = Tokenizer.open(path)

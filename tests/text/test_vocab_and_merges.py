@@ -72,17 +72,14 @@ def test_an_unknown_class_is_refused_by_name(tmp_path: Path, name: str | None) -
         Tokenizer.open(written(tmp_path, name, {}))
 
 
-@pytest.mark.parametrize(
-    ("file", "text", "reason"),
-    [
-        ("merges.txt", "a b c\n", "line 1 is no pair"),
-        ("merges.txt", "#version: 0.2\n\n", "line 2 is no pair"),
-        ("merges.txt", "zz yy\n", "cannot read"),
-        ("vocab.json", '{"a": "b"}', "an id that is no number"),
-        ("vocab.json", '{"a": 1, "a": 2}', "duplicate key 'a'"),
-        ("vocab.json", "[]", "not a JSON object"),
-    ],
-)
+@pytest.mark.parametrize(("file", "text", "reason"), [
+    ("merges.txt", "a b c\n", "line 1 is no pair"),
+    ("merges.txt", "#version: 0.2\n\n", "line 2 is no pair"),
+    ("merges.txt", "zz yy\n", "cannot read"),
+    ("vocab.json", '{"a": "b"}', "an id that is no number"),
+    ("vocab.json", '{"a": 1, "a": 2}', "duplicate key 'a'"),
+    ("vocab.json", "[]", "not a JSON object"),
+])  # fmt: skip
 def test_files_that_cannot_be_used_are_refused(tmp_path: Path, file: str, text: str, reason: str) -> None:
     written(tmp_path, "GPT2Tokenizer", {})
     (tmp_path / file).write_text(text)

@@ -23,30 +23,11 @@ CORPUS = [
 
 # Pieces of text in which characters, spaces, normal forms or control tokens are hard to get right.
 WORDS = [
-    *[
-        "a",
-        " In",
-        " a",
-        "\n",
-        "\n\n",
-        "   ",
-        "   \n",
-        "\r\n",
-        "\t",
-        "é",
-        "e\u0301",
-        "\u0301",
-        "町",
-        "。",
-        "、",
-        "😀",
-        "👩‍🚀",
-    ],
-    *["1", "２", "123456", "ﬁ", "½", "㎞", "Ⅳ", "'s", "...", "?!", " small", "NAÏVE", "ﬁne", "Ω", "Å", "İ", "가"],
-    *["नि", "<|end|>", " <mask> ", "<note>", "<both>", "clock", " in a row", "    ", "<s>", "</s>", "[MASK]", "▁"],
-    *["▁x", "\u00a0", "\u3000", "\u200b", "\u037a", "//", "\n/"],
-    *CORPUS[:6],
-]
+    "a", " In", " a", "\n", "\n\n", "   ", "   \n", "\r\n", "\t", "é", "e\u0301", "\u0301", "町", "。", "、", "😀",
+    "👩‍🚀", "1", "２", "123456", "ﬁ", "½", "㎞", "Ⅳ", "'s", "...", "?!", " small", "NAÏVE", "ﬁne", "Ω", "Å", "İ", "가",
+    "नि", "<|end|>", " <mask> ", "<note>", "<both>", "clock", " in a row", "    ", "<s>", "</s>", "[MASK]", "▁", "▁x",
+    "\u00a0", "\u3000", "\u200b", "\u037a", "//", "\n/", *CORPUS[:6],
+]  # fmt: skip
 
 
 def texts(most_words: int) -> st.SearchStrategy[str]:

@@ -26,6 +26,12 @@ from tests.generation.test_grammar import ids_in, walk
 from tests.tiny import make_tokenizer
 
 END = 2
+each_format = pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
+each_marked_format = pytest.mark.parametrize(
+    "format", [format for format in FORMATS if format.opening], ids=lambda format: format.name
+)
+BY_NAME = {format.name: format for format in FORMATS}
+HERMES = BY_NAME["hermes"]
 PARAMETERS: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -55,7 +61,13 @@ def tokenizer_with(directory: Path, marks: list[str], words: Sequence[str] = ())
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """One whose control tokens are the marks of calls."""
     return tokenizer_with(tmp_path_factory.mktemp("marks"), MARKS)
+
+
+@pytest.fixture(scope="module", params=[MARKS, []], ids=["marks are control tokens", "marks are text"])
+def either(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return tokenizer_with(tmp_path_factory.mktemp("either"), request.param)
 
 
 def grammar_of(use: ToolUse, tokenizer: Tokenizer) -> CallGrammar:
@@ -69,10 +81,8 @@ def text_of(use: ToolUse, tokenizer: Tokenizer, seed: int) -> str:
     return walk(tokenizer, constraint, END, seed).decode()
 
 
-@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
-def test_a_text_of_tokens_drawn_at_random_is_a_call_that_meets_its_schema(
-    format: CallFormat, tokenizer: Tokenizer
-) -> None:
+@each_format
+def test_a_random_text_is_a_call_that_meets_its_schema(format: CallFormat, tokenizer: Tokenizer) -> None:
     use = ToolUse(TOOLS, "required", format)
     for seed in range(3):
         text = text_of(use, tokenizer, seed)
@@ -84,6 +94,16 @@ def test_a_text_of_tokens_drawn_at_random_is_a_call_that_meets_its_schema(
 
 def strict(*tools: dict[str, Any]) -> tuple[Any, ...]:
     return checked_tools([tool | {"strict": True} for tool in tools])
+
+
+STRICT = strict({"name": "get_weather", "parameters": PARAMETERS})
+
+
+def must_call(format: CallFormat, optional: str = "", **properties: Any) -> ToolUse:
+    """A text must be a call of tool `f` with these properties, of which some are optional."""
+    required = [name for name in properties if name not in optional]
+    parameters = {"properties": properties, "required": required, "additionalProperties": False}
+    return ToolUse(checked_tools([{"name": "f", "parameters": parameters}]), "required", format)
 
 
 def ids_of(text: str, tokenizer: Tokenizer) -> list[int]:
@@ -107,72 +127,60 @@ def held(use: ToolUse, tokenizer: Tokenizer, text: str, compiler: Compiler | Non
     return constraint
 
 
-MARKED = [format for format in FORMATS if format.opening]
-
-
 def begun_call(constraint: Constraint, tokenizer: Tokenizer, seed: int) -> str:
     text = walk(tokenizer, constraint, END, seed, 2000, until=lambda: constraint.allowed() is None)
     return text.decode(errors="replace")
 
 
-@pytest.mark.parametrize("format", MARKED, ids=lambda format: format.name)
-def test_a_call_of_a_strict_tool_meets_its_schema_once_it_has_begun(
-    format: CallFormat, tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    use = ToolUse(strict({"name": "get_weather", "parameters": PARAMETERS}), "auto", format)
-    for marked in (tokenizer, tokenizer_with(tmp_path, [])):
-        compiler = Compiler(marked, frozenset([END]))
-        for count in (1, 2) if format.closing else (1, 1):
-            constraints = [held(use, marked, format.opening, compiler) for _ in range(count)]
-            text = "".join(format.opening + begun_call(each, marked, count) for each in constraints)
-            content, calls, _ = split(text, use)
-            assert content == "" and len(calls) >= count
-            for call in calls:
-                assert call.name == "get_weather"
-                jsonschema.validate(call.arguments, PARAMETERS)
+@each_marked_format
+def test_a_call_of_a_strict_tool_meets_its_schema_once_it_has_begun(format: CallFormat, either: Tokenizer) -> None:
+    use = ToolUse(STRICT, "auto", format)
+    compiler = Compiler(either, frozenset([END]))
+    for count in (1, 2) if format.closing else (1, 1):
+        constraints = [held(use, either, format.opening, compiler) for _ in range(count)]
+        text = "".join(format.opening + begun_call(each, either, count) for each in constraints)
+        content, calls, _ = split(text, use)
+        assert content == "" and len(calls) >= count
+        for call in calls:
+            assert call.name == "get_weather"
+            jsonschema.validate(call.arguments, PARAMETERS)
 
 
-def test_all_but_a_call_is_free_and_so_are_thoughts(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    use = ToolUse(strict({"name": "get_weather", "parameters": PARAMETERS}), "auto", FORMATS[0])
-    for marked in (tokenizer, tokenizer_with(tmp_path, [])):
-        assert held(use, marked, "A town, <tool_cal").fitting([END]) == 1
-        begun = held(use, marked, "\n<think>Perhaps <tool_call>")
-        assert begun.allowed() is None and begun.forced() == () and not begun.finished
-        after = held(use, marked, "<think><tool_call></think>ok<tool_call>")
-        assert after.fitting([END]) == 0 and after.forced()
+def test_all_but_a_call_is_free_and_so_are_thoughts(either: Tokenizer) -> None:
+    use = ToolUse(STRICT, "auto", HERMES)
+    assert held(use, either, "A town, <tool_cal").fitting([END]) == 1
+    begun = held(use, either, "\n<think>Perhaps <tool_call>")
+    assert begun.allowed() is None and begun.forced() == () and not begun.finished
+    after = held(use, either, "<think><tool_call></think>ok<tool_call>")
+    assert after.fitting([END]) == 0 and after.forced()
 
 
-def test_thoughts_that_the_prompt_opened_are_free_as_well_as_their_end(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    use = ToolUse(strict({"name": "get_weather", "parameters": PARAMETERS}), "auto", FORMATS[0])
-    for marked in (tokenizer, tokenizer_with(tmp_path, [])):
-        constraint = Compiler(marked, frozenset([END])).constraint(grammar_of(use, marked), in_thoughts=True)
-        for token in ids_of("Perhaps <tool_call>", marked):
-            assert constraint.allowed() is None and constraint.fitting([END, token]) == 2
-            constraint.accept(token)
-        for token in ids_of("</think>\n<think>or <tool_call></think>ok", marked):
-            assert constraint.allowed() is None and constraint.fitting([END, token]) == 2
-            constraint.accept(token)
-        for token in ids_of("<tool_call>", marked):
-            constraint.accept(token)
-        assert constraint.fitting([END]) == 0 and constraint.forced()
+def test_thoughts_that_the_prompt_opened_and_their_end_are_free(either: Tokenizer) -> None:
+    grammar = grammar_of(ToolUse(STRICT, "auto", HERMES), either)
+    constraint = Compiler(either, frozenset([END])).constraint(grammar, in_thoughts=True)
+    for token in ids_of("Perhaps <tool_call></think>\n<think>or <tool_call></think>ok", either):
+        assert constraint.allowed() is None and constraint.fitting([END, token]) == 2
+        constraint.accept(token)
+    for token in ids_of("<tool_call>", either):
+        constraint.accept(token)
+    assert constraint.fitting([END]) == 0 and constraint.forced()
 
 
-def test_a_text_that_must_be_a_call_cannot_end_in_thoughts_that_the_prompt_opened(tokenizer: Tokenizer) -> None:
-    use = ToolUse(TOOLS, "required", FORMATS[0])
+def test_a_required_call_cannot_end_in_thoughts(tokenizer: Tokenizer) -> None:
+    use = ToolUse(TOOLS, "required", HERMES)
     constraint = Compiler(tokenizer, frozenset([END])).constraint(grammar_of(use, tokenizer), in_thoughts=True)
     assert END not in ids_in(constraint.allowed(), tokenizer.size) and constraint.fitting([END]) == 0
 
 
 def test_a_mark_of_several_control_tokens_begins_with_the_last(tokenizer: Tokenizer) -> None:
-    internlm = next(format for format in FORMATS if format.name == "internlm")
-    use = ToolUse(strict({"name": "get_weather", "parameters": PARAMETERS}), "auto", internlm)
+    use = ToolUse(STRICT, "auto", BY_NAME["internlm"])
     for text in ("<|plugin|>", "<|action_start|>", "<|action_start|> <|plugin|>", "<|plugin|><|action_start|>"):
         assert held(use, tokenizer, text).fitting([END]) == 1
     assert held(use, tokenizer, "<|action_start|><|plugin|>").fitting([END]) == 0
 
 
 @pytest.mark.parametrize("mark", ["<tool_call>", "[TOOL_CALLS]", "functools[", "aa"])
-def test_the_tokens_that_go_beyond_a_mark_are_those_that_complete_it_and_go_on(mark: str) -> None:
+def test_tokens_beyond_a_mark_complete_it_and_go_on(mark: str) -> None:
     pieces = ["", "x", *(mark[start:end] for start in range(len(mark)) for end in range(start + 1, len(mark) + 1))]
     tokens = sorted({(one + other).encode() for one in pieces for other in (*pieces, mark + "x", mark + mark)})
     for before, ids in enumerate(tokens_beyond(mark.encode(), tokens)):
@@ -182,10 +190,8 @@ def test_the_tokens_that_go_beyond_a_mark_are_those_that_complete_it_and_go_on(m
             assert (id in ids) == (len(mark) <= ends < len(text) and (before == 0 or text.startswith(mark.encode())))
 
 
-def test_the_vocabulary_is_not_read_while_a_text_is_drawn(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    use = ToolUse(strict({"name": "get_weather", "parameters": PARAMETERS}), "auto", FORMATS[0])
+def test_the_vocabulary_is_not_read_for_each_token(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    use = ToolUse(STRICT, "auto", HERMES)
     constraint, read = held(use, tokenizer, "So"), list[int]()
     token_bytes = Tokenizer.token_bytes
     monkeypatch.setattr(Tokenizer, "token_bytes", lambda self, id: read.append(id) or token_bytes(self, id))
@@ -195,11 +201,10 @@ def test_the_vocabulary_is_not_read_while_a_text_is_drawn(
     assert len(read) < tokenizer.size
 
 
-def test_a_token_that_goes_beyond_a_mark_begins_a_call_or_is_not_allowed(tmp_path: Path) -> None:
-    plain = tokenizer_with(
-        tmp_path, [], [">\n", '>\n{"name', ">\n{'", ">!", ">>", "l>\n{", "<tool_call>?", "a<tool_call>\n{"]
-    )
-    use = ToolUse(strict({"name": "get_weather", "parameters": PARAMETERS}), "auto", FORMATS[0])
+def test_a_token_beyond_a_mark_begins_a_call_or_is_not_allowed(tmp_path: Path) -> None:
+    words = [">\n", '>\n{"name', ">\n{'", ">!", ">>", "l>\n{", "<tool_call>?", "a<tool_call>\n{"]
+    plain = tokenizer_with(tmp_path, [], words)
+    use = ToolUse(STRICT, "auto", HERMES)
     for before, unfit in (("So: ", {"<tool_call>?"}), ("So: <tool_call", {">\n{'", ">!", ">>", "<tool_call>?"})):
         constraint = held(use, plain, before)
         allowed = set(ids_in(constraint.allowed(), plain.size))
@@ -208,59 +213,39 @@ def test_a_token_that_goes_beyond_a_mark_begins_a_call_or_is_not_allowed(tmp_pat
     for token in (">\n", '>\n{"name'):
         constraint = held(use, plain, "So: <tool_call")
         constraint.accept(plain.library.token_to_id(token))
-        calls = split("<tool_call" + token + begun_call(constraint, plain, 0), use).calls
-        assert calls
-        for call in calls:
+        first, *rest = split("<tool_call" + token + begun_call(constraint, plain, 0), use).calls
+        for call in (first, *rest):
             jsonschema.validate(call.arguments, PARAMETERS)
 
 
-def test_tools_that_are_not_strict_take_any_arguments_beside_one_that_is(tokenizer: Tokenizer) -> None:
-    hermes, tagged = FORMATS[:2]
-    tools = checked_tools(
-        [{"name": "a", "parameters": PARAMETERS, "strict": True}, {"name": "b", "parameters": PARAMETERS}]
-    )
-    constraint = held(ToolUse(tools, "auto", hermes), tokenizer, "<tool_call>")
-    assert constraint.fitting(tokenizer.encode('\n{"name": "b", "arguments": {"x": 1}}')) > 0
-    whole = tokenizer.encode('\n{"name": "b", "arguments": {"x": 1}}\n')
-    assert constraint.fitting(whole) == len(whole)
-    whole = tokenizer.encode('\n{"name": "a", "arguments": {"x": 1}}\n')
-    assert constraint.fitting(whole) < len(whole)
+def test_strict_and_free_tools_may_stand_side_by_side(tokenizer: Tokenizer) -> None:
+    free = {"name": "b", "parameters": PARAMETERS}
+    tools = checked_tools([{"name": "a", "parameters": PARAMETERS, "strict": True}, free])
+    constraint = held(ToolUse(tools, "auto", HERMES), tokenizer, "<tool_call>")
+    for name in "ab":
+        whole = tokenizer.encode(f'\n{{"name": "{name}", "arguments": {{"x": 1}}}}\n')
+        assert (constraint.fitting(whole) == len(whole)) is (name == "b")
     with pytest.raises(UsageError, match="all tools can be strict, or none"):
-        grammar_of(ToolUse(tools, "auto", tagged), tokenizer)
+        grammar_of(ToolUse(tools, "auto", BY_NAME["tagged"]), tokenizer)
 
 
 def test_without_a_mark_strict_tools_are_said_not_to_be_held() -> None:
-    tools = strict({"name": "a", "parameters": PARAMETERS})
-    assert [use.unheld for use in (ToolUse(tools, "auto", format) for format in FORMATS)] == [
-        not format.opening for format in FORMATS
-    ]
-    assert not any(ToolUse(tools, "required", format).unheld for format in FORMATS)
-    assert all(ToolUse(tools, "auto", format).holds is bool(format.opening) for format in FORMATS)
+    for format in FORMATS:
+        use = ToolUse(STRICT, "auto", format)
+        assert (use.holds, use.unheld) == (bool(format.opening), not format.opening)
+        assert not ToolUse(STRICT, "required", format).unheld
     assert not ToolUse(TOOLS, "auto", FORMATS[-1]).unheld and not ToolUse(TOOLS, "auto", FORMATS[0]).holds
 
 
-@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
-def test_an_integer_is_a_number_among_choices(format: CallFormat, tokenizer: Tokenizer) -> None:
-    schema = {"type": "number", "enum": [2, 2.5, "2"]}
-    parameters = {"properties": {"a": schema}, "required": ["a"], "additionalProperties": False}
-    fits = calls_that_fit(
-        ToolUse(checked_tools([{"name": "f", "parameters": parameters}]), "required", format), tokenizer
-    )
-    assert all(fits(format.write([ToolCall("", "f", {"a": number})])) for number in (2, 2.5))
-
-
+NEEDS_A = {"properties": {"a": {"type": "null"}}, "required": ["a"]}
 NULLS = {"type": "array", "items": {"type": "null"}}
 PAIR = {"type": "array", "prefixItems": [{"type": "null"}], "items": {"type": "boolean"}}
+ANY_NULLS = {"additionalProperties": {"type": "null"}}
 REWRITTEN: dict[str, dict[str, Any]] = {
     "format": {"type": "string", "format": "byte", "maxLength": 8},
     "date": {"type": "string", "format": "date"},
     "class": {"type": "string", "pattern": "^[a[]$"},
-    "names": {
-        "type": "object",
-        "propertyNames": {"pattern": "^[a-c]$"},
-        "additionalProperties": {"type": "null"},
-        "maxProperties": 2,
-    },
+    "names": {"type": "object", "propertyNames": {"pattern": "^[a-c]$"}, "maxProperties": 2} | ANY_NULLS,
     "choices": {"oneOf": [{"type": "boolean"}, {"type": "integer", "minimum": 0, "maximum": 9}]},
     "bound": {"type": "integer", "minimum": 2**63 - 5000, "maximum": 2**63 - 1},
 }
@@ -268,50 +253,35 @@ REWRITTEN: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", REWRITTEN)
 def test_the_arguments_of_a_call_are_held_to_all_that_json_is(name: str, tokenizer: Tokenizer) -> None:
-    parameters = {"properties": {"a": REWRITTEN[name]}, "required": ["a"], "additionalProperties": False}
-    use = ToolUse(checked_tools([{"name": "f", "parameters": parameters}]), "required", FORMATS[0])
-    validator = jsonschema.Draft202012Validator
+    use, validator = must_call(HERMES, a=REWRITTEN[name]), jsonschema.Draft202012Validator
     for seed in range(5):
         (call,) = split(text_of(use, tokenizer, seed), use).calls
-        validator(parameters, format_checker=validator.FORMAT_CHECKER).validate(call.arguments)
+        validator(tool_parameters(use.tools[0]), format_checker=validator.FORMAT_CHECKER).validate(call.arguments)
 
 
-@pytest.mark.parametrize("least", [0, 1, 2])
-@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
-def test_lists_in_a_call_have_as_many_items_as_they_may(format: CallFormat, tokenizer: Tokenizer, least: int) -> None:
-    numbers = {"type": "array", "items": {"type": "boolean"}, "minItems": least, "maxItems": 2}
-    parameters = {"type": "object", "properties": {"numbers": numbers}, "required": ["numbers"]}
-    parameters["additionalProperties"] = False
-    use = ToolUse(checked_tools([{"name": "f", "parameters": parameters}]), "required", format)
-    for seed in range(3):
-        (call,) = split(text_of(use, tokenizer, seed), use).calls
-        jsonschema.validate(call.arguments, parameters)
-
-
-@pytest.mark.parametrize(("bounds", "lengths"), [({}, {0, 1, 3}), ({"maxItems": 0}, {0}), ({"minItems": 1}, {1, 3})])
-@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
-def test_a_list_in_a_call_may_be_empty_or_long_where_its_bounds_say_so(
-    format: CallFormat, bounds: dict[str, int], lengths: set[int], tokenizer: Tokenizer
+@pytest.mark.parametrize(
+    ("schema", "fitting", "others"),
+    [
+        ({"type": "number", "enum": [2, 2.5, "2"]}, [2, 2.5], []),
+        (NULLS, [[], [None], [None] * 3], []),
+        (NULLS | {"maxItems": 0}, [[]], [[None], [None] * 3]),
+        (NULLS | {"minItems": 1}, [[None], [None] * 3], [[]]),
+        ({"type": "string", "minLength": 2}, ["xx", "xxx", "x" * 9], ["", "x"]),
+        ({"type": "string", "maxLength": 2}, ["", "x", "xx"], ["xxx", "x" * 9]),
+    ],
+    ids=str,
+)
+@each_format
+def test_an_argument_may_be_what_fits_its_schema_and_nothing_else(
+    format: CallFormat, schema: dict[str, Any], fitting: list[Any], others: list[Any], tokenizer: Tokenizer
 ) -> None:
-    parameters = {"properties": {"a": NULLS | bounds}, "required": ["a"], "additionalProperties": False}
-    use = ToolUse(checked_tools([{"name": "f", "parameters": parameters}]), "required", format)
-    fits = calls_that_fit(use, tokenizer)
-    for length in (0, 1, 3):
-        assert fits(format.write([ToolCall("", "f", {"a": [None] * length})])) is (length in lengths)
+    fits = calls_that_fit(must_call(format, a=schema), tokenizer)
+    for value in (*fitting, *others):
+        assert fits(format.write([ToolCall("", "f", {"a": value})])) is (value in fitting)
 
 
-@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
-def test_a_choice_that_spells_a_control_token_is_text(format: CallFormat, tokenizer: Tokenizer) -> None:
-    parameters = {"type": "object", "properties": {"a": {"enum": ["<|im_end|>"]}}, "required": ["a"]}
-    parameters["additionalProperties"] = False
-    use = ToolUse(checked_tools([{"name": "f", "parameters": parameters}]), "required", format)
-    assert [dict(call.arguments) for call in split(text_of(use, tokenizer, 0), use).calls] == [{"a": "<|im_end|>"}]
-
-
-def test_marks_are_control_tokens_where_the_tokenizer_has_them_and_text_where_not(
-    tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    use = ToolUse(TOOLS, "required", next(format for format in FORMATS if format.name == "hermes"))
+def test_marks_are_control_tokens_or_else_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    use = ToolUse(TOOLS, "required", HERMES)
     lark = use.grammar(tokenizer.control_tokens.ids, dict)
     assert f"<[{tokenizer.control_tokens.ids['<tool_call>']}]>" in lark and '"<tool_call>' not in lark
     plain = tokenizer_with(tmp_path, [])
@@ -320,10 +290,9 @@ def test_marks_are_control_tokens_where_the_tokenizer_has_them_and_text_where_no
 
 def test_a_tool_that_is_named_is_the_one_that_is_called(tokenizer: Tokenizer) -> None:
     for name in ("get_weather", "no.arguments"):
-        use = ToolUse(TOOLS, name, FORMATS[0])
-        assert [call.name for seed in range(3) for call in split(text_of(use, tokenizer, seed), use).calls] == [
-            name
-        ] * 3
+        use = ToolUse(TOOLS, name, HERMES)
+        called = [call.name for seed in range(3) for call in split(text_of(use, tokenizer, seed), use).calls]
+        assert called == [name] * 3
 
 
 @pytest.mark.parametrize(
@@ -338,11 +307,7 @@ def test_a_tool_that_is_named_is_the_one_that_is_called(tokenizer: Tokenizer) ->
         ({"properties": {'a"b': {"type": "null"}}}, "minimax", "cannot spell the argument"),
         ({"properties": {"a-b": {"type": "null"}}}, "pythonic", "cannot spell the argument"),
         ({"anyOf": [{"required": ["a"]}, {"required": ["b"]}]}, "tagged", "cannot be held to anyOf"),
-        (
-            {"properties": {"a": {"type": "null"}}, "required": ["a"], "minProperties": 1},
-            "pythonic",
-            "cannot be held to minProperties",
-        ),
+        (NEEDS_A | {"minProperties": 1}, "pythonic", "cannot be held to minProperties"),
         ({"properties": {"a": {"type": "object", "required": ["b"]}}}, "gemma", "cannot be held to required"),
         ({"$defs": {"p": {"required": ["a"]}}, "$ref": "#/$defs/p"}, "glm", r"cannot be held to \$ref"),
         ({"properties": {"a": {"type": "array", "items": True}}}, "gemma", "cannot be held to type .array. alone"),
@@ -352,33 +317,27 @@ def test_a_tool_that_is_named_is_the_one_that_is_called(tokenizer: Tokenizer) ->
         ({"properties": {"a": {"enum": ["a"], "pattern": "a"}}}, "tagged", "cannot be held to pattern"),
     ],
 )
-def test_a_schema_that_cannot_be_met_is_refused_with_its_place(
+def test_a_schema_that_calls_cannot_be_held_to_is_refused(
     schema: dict[str, Any], format: str, message: str, tokenizer: Tokenizer
 ) -> None:
-    chosen = next(known for known in FORMATS if known.name == format)
-    use = ToolUse(checked_tools([{"name": "f", "parameters": schema}]), "required", chosen)
+    use = ToolUse(checked_tools([{"name": "f", "parameters": schema}]), "required", BY_NAME[format])
     with pytest.raises(UsageError, match=message) as caught:
         text_of(use, tokenizer, 0)
     assert caught.value.setting == "tools"
 
 
-NO_SCHEMAS: list[dict[str, Any]] = [
-    {"properties": None},
-    {"properties": {"a": None}},
-    {"required": None},
-    {"required": "a"},
-    {"properties": {"a": {"type": "object", "properties": None}}},
-    {"properties": {"a": {"type": "object", "required": None}}},
-    {"properties": {"a": {"type": "array", "items": {}, "minItems": None}}},
-    {"properties": {"a": {"type": "string", "minLength": "1,2}./"}}},
-]
+NO_SCHEMAS: list[dict[str, Any]] = [{"properties": None}, {"required": None}, {"required": "a"}] + [
+    {"properties": {"a": schema}}
+    for schema in (
+        None, {"type": "object", "properties": None}, {"type": "object", "required": None},
+        {"type": "array", "items": {}, "minItems": None}, {"type": "string", "minLength": "1,2}./"},
+    )
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("schema", NO_SCHEMAS, ids=str)
-@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
-def test_what_is_no_schema_is_refused_however_calls_are_written(
-    schema: dict[str, Any], format: CallFormat, tokenizer: Tokenizer
-) -> None:
+@each_format
+def test_no_format_takes_what_is_no_schema(schema: dict[str, Any], format: CallFormat, tokenizer: Tokenizer) -> None:
     tool = {"name": "f", "parameters": schema, "strict": True}
     for choice in ("required", "auto") if format.opening else ("required",):
         grammar = grammar_of(ToolUse(checked_tools([tool]), choice, format), tokenizer)
@@ -398,8 +357,8 @@ def calls_that_fit(use: ToolUse, tokenizer: Tokenizer) -> Callable[[str], bool]:
     return fits
 
 
-@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
-def test_arguments_that_are_not_required_may_be_missing_and_no_others(format: CallFormat, tokenizer: Tokenizer) -> None:
+@each_format
+def test_only_optional_arguments_may_be_missing(format: CallFormat, tokenizer: Tokenizer) -> None:
     braced = isinstance(format.syntax, Braced)  # in which members are in alphabetical order
     referred = {"type": "null"} if braced else {"$ref": "#/definitions/n"}
     properties = {name: referred if name == "c" else {"type": "null"} for name in ("dcba" if braced else "abcd")}
@@ -412,11 +371,9 @@ def test_arguments_that_are_not_required_may_be_missing_and_no_others(format: Ca
         assert fits(call) is ({"b", "d"} <= set(names)), names
 
 
-@pytest.mark.parametrize("format", MARKED, ids=lambda format: format.name)
-def test_between_the_marks_of_a_group_there_may_be_several_calls_of_strict_tools(
-    format: CallFormat, tokenizer: Tokenizer
-) -> None:
-    parameters = {"properties": {"a": {"type": "null"}}, "required": ["a"], "additionalProperties": False}
+@each_marked_format
+def test_a_group_of_marks_may_hold_several_calls_of_strict_tools(format: CallFormat, tokenizer: Tokenizer) -> None:
+    parameters = tool_parameters(must_call(format, a={"type": "null"}).tools[0])
     use = ToolUse(strict({"name": "f", "parameters": parameters}), "auto", format)
     compiler = Compiler(tokenizer, frozenset([END]))
     call, wrong = ToolCall("", "f", {"a": None}), ToolCall("", "f", {})
@@ -427,63 +384,36 @@ def test_between_the_marks_of_a_group_there_may_be_several_calls_of_strict_tools
 
 
 def test_json_in_a_call_is_spelled_on_one_line_as_python_does(tokenizer: Tokenizer) -> None:
-    parameters = {"properties": {name: {"type": "null"} for name in "ab"}, "required": ["a", "b"]}
-    use = ToolUse(checked_tools([{"name": "f", "parameters": parameters}]), "required", FORMATS[0])
-    fits = calls_that_fit(use, tokenizer)
-    for arguments, fit in (
-        ('{"a": null, "b": null}', True),
-        ('{"a":null, "b": null}', False),
-        ('{"a": null,"b": null}', False),
-        ('{ "a": null, "b": null}', False),
-    ):
-        assert fits(f'<tool_call>\n{{"name": "f", "arguments": {arguments}}}\n</tool_call>') is fit
-
-
-@pytest.mark.parametrize(("bounds", "lengths"), [({"minLength": 2}, {2, 3, 9}), ({"maxLength": 2}, {0, 1, 2})])
-@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
-def test_texts_are_as_long_as_they_may_be(
-    format: CallFormat, bounds: dict[str, int], lengths: set[int], tokenizer: Tokenizer
-) -> None:
-    parameters = {"properties": {"a": {"type": "string", **bounds}}, "required": ["a"], "additionalProperties": False}
-    use = ToolUse(checked_tools([{"name": "f", "parameters": parameters}]), "required", format)
-    fits = calls_that_fit(use, tokenizer)
-    for length in (0, 1, 2, 3, 9):
-        assert fits(format.write([ToolCall("", "f", {"a": "x" * length})])) is (length in lengths)
+    fits = calls_that_fit(must_call(HERMES, a={"type": "null"}, b={"type": "null"}), tokenizer)
+    as_python = '{"a": null, "b": null}'
+    for arguments in (as_python, '{"a":null, "b": null}', '{"a": null,"b": null}', '{ "a": null, "b": null}'):
+        fit = fits(f'<tool_call>\n{{"name": "f", "arguments": {arguments}}}\n</tool_call>')
+        assert fit is (arguments == as_python)
 
 
 def test_a_mark_that_begins_with_another_is_the_longer_one() -> None:
     assert Grammar({"<a": 1, "<a>": 2, ">": 3}, dict).text("<a>b<a") == '<[2]> "b" <[1]>'
 
 
-@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
+@each_format
 def test_true_and_false_are_schemas_of_arguments(format: CallFormat, tokenizer: Tokenizer) -> None:
     properties = {"a": True, "b": False, "c": {"type": "array", "items": False}, "d": True}
     properties |= {"e": {"type": "string", "enum": [1]}, "f": {"type": "string", "enum": []}}  # which nothing is
-    parameters = {"properties": properties, "required": ["a", "c"], "additionalProperties": False}
-    use = ToolUse(checked_tools([{"name": "f", "parameters": parameters}]), "required", format)
+    use = must_call(format, optional="bdef", **properties)
     fitting = calls_that_fit(use, tokenizer)
-    for arguments, fits in (
-        ({"a": "x", "c": []}, True),
-        ({"a": "x", "c": [], "d": "y"}, True),
-        ({"a": "x", "b": "y", "c": []}, False),
-        ({"a": "x", "c": [], "e": 1}, False),
-        ({"a": "x", "c": [], "e": ""}, False),
-        ({"a": "x", "c": [], "f": ""}, False),
-        ({"a": "x", "c": ["y"]}, False),
-        ({"c": []}, False),
-    ):
-        assert fitting(written(use, arguments)) is fits, arguments
+    least = {"a": "x", "c": []}
+    for arguments in (least, least | {"d": "y"}):
+        assert fitting(written(use, arguments)), arguments
+    for more in ({"b": "y"}, {"e": 1}, {"e": ""}, {"f": ""}, {"c": ["y"]}):
+        assert not fitting(written(use, dict(sorted((least | more).items())))), more
+    assert not fitting(written(use, {"c": []}))
 
 
 @pytest.mark.parametrize("schema", [False, {"type": "string", "enum": [1]}], ids=str)
-@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
-def test_an_argument_that_nothing_can_be_is_refused_where_it_is_required(
-    schema: Any, format: CallFormat, tokenizer: Tokenizer
-) -> None:
-    parameters = {"properties": {"a": schema}, "required": ["a"], "additionalProperties": False}
-    use = ToolUse(checked_tools([{"name": "f", "parameters": parameters}]), "required", format)
+@each_format
+def test_a_required_argument_must_be_possible(schema: Any, format: CallFormat, tokenizer: Tokenizer) -> None:
     with pytest.raises(UsageError):
-        Compiler(tokenizer, frozenset([END])).constraint(grammar_of(use, tokenizer))
+        Compiler(tokenizer, frozenset([END])).constraint(grammar_of(must_call(format, a=schema), tokenizer))
 
 
 def written(use: ToolUse, arguments: dict[str, Any]) -> str:
@@ -493,27 +423,27 @@ def written(use: ToolUse, arguments: dict[str, Any]) -> str:
     return use.format.write([ToolCall("", tool_name(use.tools[0]), spelled)])
 
 
-CHOICES: list[dict[str, Any]] = [
+DRAWN: list[dict[str, Any]] = [
     {"enum": ["1", "2"]},
     {"enum": ["true", "null", "x"]},
+    {"enum": ["<|im_end|>"]},  # as text
     {"type": "string", "enum": ["1", 2, None]},
     {"type": ["string", "null"], "enum": ["1", "2", None, 3]},
     {"type": "number", "enum": ["1", 2, 2.5, True]},
     {"type": "integer", "enum": ["1", 2, 3.0, 2.5, True]},
     {"type": ["string", "null"], "maxLength": 1},
     {"type": ["string"], "maxLength": 2},
+    *({"type": "array", "items": {"type": "boolean"}, "minItems": least, "maxItems": 2} for least in range(3)),
 ]
 
 
-@pytest.mark.parametrize("schema", CHOICES, ids=str)
-@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
-def test_a_choice_has_its_type_and_is_read_as_such(
+@pytest.mark.parametrize("schema", DRAWN, ids=str)
+@each_format
+def test_an_argument_that_is_drawn_has_its_type_and_is_read_as_such(
     schema: dict[str, Any], format: CallFormat, tokenizer: Tokenizer
 ) -> None:
-    parameters = {"properties": {"a": schema}, "required": ["a"], "additionalProperties": False}
-    use = ToolUse(checked_tools([{"name": "f", "parameters": parameters}]), "required", format)
-    compiler = Compiler(tokenizer, frozenset([END]))
+    use, compiler = must_call(format, a=schema), Compiler(tokenizer, frozenset([END]))
     for seed in range(4):
         text = walk(tokenizer, compiler.constraint(grammar_of(use, tokenizer)), END, seed).decode()
         (call,) = split(text, use).calls
-        jsonschema.validate(call.arguments, parameters)
+        jsonschema.validate(call.arguments, tool_parameters(use.tools[0]))

@@ -12,20 +12,13 @@ from gptcli.tools.definitions import ToolCall, checked_tools
 from gptcli.tools.formats import FORMATS, HARMONY, ToolUse
 from gptcli.tools.splitter import Split, split, splitter_of
 
+PROPERTIES = {"city": {"type": "string"}, "days": {"type": "integer"}, "deep": {"type": "object"}, "list": {}}
 TOOLS = checked_tools(
     [
-        {
-            "name": "get_weather",
-            "parameters": {
-                "type": "object",
-                "properties": {
-                    "city": {"type": "string"}, "days": {"type": "integer"}, "deep": {"type": "object"}, "list": {},
-                },
-            },
-        },
+        {"name": "get_weather", "parameters": {"type": "object", "properties": PROPERTIES}},
         {"name": "now", "parameters": {"type": "object", "properties": {}}},
     ]
-)  # fmt: skip
+)
 BY_NAME = {format.name: format for format in FORMATS}
 HARD: dict[str, Any] = {
     "city": 'Par"is\\</x>\n{[früh 天気 🌤]}, it\'s "},{',
@@ -41,7 +34,12 @@ def use_of(format: str) -> ToolUse:
 
 
 def found(text: str, format: str, *, ended: bool = True) -> Split:
-    return split(text, use_of(format), ended=ended)
+    """A text split at once, which is the same in whatever pieces it comes."""
+    use = use_of(format)
+    result = split(text, use, ended=ended)
+    for seed in range(4 if len(text) < 5000 else 0):
+        assert in_pieces(text, use, seed, ended=ended) == result, text
+    return result
 
 
 def named(result: Split) -> list[tuple[str, Any]]:
@@ -49,7 +47,7 @@ def named(result: Split) -> list[tuple[str, Any]]:
 
 
 def in_pieces(text: str, use: ToolUse, seed: int, *, ended: bool = True) -> Split:
-    """The same, with a text that comes in pieces; whatever was shown on the way stays shown."""
+    """A text split in pieces; whatever was shown on the way stays shown."""
     splitter, chance, content = splitter_of(use), random.Random(seed), ""
     while text:
         size = chance.choice([1, 1, 2, 7])
@@ -59,17 +57,15 @@ def in_pieces(text: str, use: ToolUse, seed: int, *, ended: bool = True) -> Spli
 
 
 @pytest.mark.parametrize("format", BY_NAME)
-def test_calls_are_read_as_they_were_written_in_whatever_pieces_they_come(format: str) -> None:
+def test_calls_are_read_as_they_were_written(format: str) -> None:
     marked = BY_NAME[format].opening
     for calls in ([WEATHER], [NOW], [WEATHER, NOW]):
         if len(calls) > 1 and BY_NAME[format] is HARMONY:
             continue  # calls once a turn
         for words in ("", "Früh…\n\n") if marked else ("",):
-            text = words + BY_NAME[format].write(calls)
-            whole = found(text, format)
+            whole = found(words + BY_NAME[format].write(calls), format)
             assert named(whole) == [(call.name, call.arguments) for call in calls]
             assert (whole.content, whole.cut) == (words.rstrip(), False)
-            assert all(in_pieces(text, use_of(format), seed) == whole for seed in range(4))
 
 
 @pytest.mark.parametrize("format", BY_NAME)
@@ -93,7 +89,7 @@ def test_the_ids_of_calls_differ_within_a_text_and_between_texts() -> None:
     assert ids[:2] == [call.id for call in split(text, use_of("hermes"), "a").calls]
 
 
-def test_an_id_that_the_model_gives_is_kept_unless_it_gives_it_twice() -> None:
+def test_an_id_that_a_model_gives_once_is_kept() -> None:
     calls = ", ".join(f'{{"name": "now", "arguments": {{}}, "id": "{id}"}}' for id in ("abcdefghi", "abcdefghi", "5"))
     first, second, third = found(f"[TOOL_CALLS][{calls}]", "mistral_list").calls
     assert first.id == "abcdefghi" != second.id
@@ -125,18 +121,16 @@ def test_an_id_that_the_model_gives_is_kept_unless_it_gives_it_twice() -> None:
 def test_a_malformed_call_that_the_model_ended_is_text(body: str) -> None:
     text = f"So: <tool_call>\n{body}\n</tool_call>"
     assert found(text, "hermes") == Split(text, (), False)
-    assert in_pieces(text[:5000], use_of("hermes"), 0) == Split(text[:5000], (), False)
+    assert found(text[:4999], "hermes") == Split(text[:4999], (), False)
 
 
 def test_what_follows_a_malformed_call_is_still_read() -> None:
     text = 'a <tool_call>oops</tool_call> b <tool_call>{"name": "now", "arguments": {}}</tool_call> c'
     result = found(text, "hermes")
-    assert result.content == "a <tool_call>oops</tool_call> b  c"
-    assert named(result) == [("now", {})]
-    assert in_pieces(text, use_of("hermes"), 1) == result
+    assert (result.content, named(result)) == ("a <tool_call>oops</tool_call> b  c", [("now", {})])
 
 
-def test_a_call_without_its_closing_mark_is_a_call_once_the_model_has_ended() -> None:
+def test_a_call_without_its_closing_mark_is_a_call_at_the_end() -> None:
     assert named(found('<tool_call>\n{"name": "now", "arguments": {}}', "hermes")) == [("now", {})]
 
 
@@ -155,20 +149,11 @@ def test_arguments_that_are_text_of_json_are_read() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [
-        '{"name": "Ada", "age": 36}',
-        '{"name": "unknown_tool", "parameters": {}}',
-        '[{"name": "Ada"}]',
-        '{"name": "now", "parameters": {}} is what I would call.',
-        "{not JSON}",
-        "[1, 2]",
-        " \n ",
-        "",
-    ],
+    ['{"name": "Ada", "age": 36}', '{"name": "unknown_tool", "parameters": {}}', '[{"name": "Ada"}]']
+    + ['{"name": "now", "parameters": {}} is what I would call.', "{not JSON}", "[1, 2]", " \n ", ""],
 )
 def test_an_answer_in_json_stays_an_answer_where_calls_have_no_mark(text: str) -> None:
     assert found(text, "llama") == Split(text, (), False)
-    assert in_pieces(text, use_of("llama"), 2) == Split(text, (), False)
 
 
 def test_an_answer_in_json_that_is_cut_is_shown_unless_it_names_a_tool() -> None:
@@ -178,9 +163,8 @@ def test_an_answer_in_json_that_is_cut_is_shown_unless_it_names_a_tool() -> None
 
 def test_text_is_shown_as_soon_as_it_can_be_no_call() -> None:
     splitter = splitter_of(use_of("hermes"))
-    assert [splitter.push(piece) for piece in ("Hi", " <", "b> <tool", "_box> ", "x")] == [
-        "Hi", "", " <b>", " <tool_box>", " x",
-    ]  # fmt: skip
+    shown = [splitter.push(piece) for piece in ("Hi", " <", "b> <tool", "_box> ", "x")]
+    assert shown == ["Hi", "", " <b>", " <tool_box>", " x"]
     assert splitter_of(use_of("llama")).push("Hello") == "Hello"
     assert splitter_of(use_of("phi")).push("Import functools, then") == "Import functools, then"
 
@@ -201,15 +185,11 @@ def test_where_there_may_be_one_call_the_first_ends_the_text(format: str) -> Non
     assert (splitter.flush(ended=True), len(splitter.calls)) == ("", 1)
 
 
-def test_text_after_a_call_begins_without_blanks_and_text_before_one_ends_without() -> None:
+def test_blanks_around_calls_are_left_out() -> None:
     call = BY_NAME["hermes"].write([NOW])
-    for text, content in (
-        (f"\n{call}\n\nDone. ", "Done."),
-        (f"\nHi \n{call}\n Bye", "\nHi \n\n Bye"),
-        ("\nHi ", "\nHi "),
-    ):
+    texts = {f"\n{call}\n\nDone. ": "Done.", f"\nHi \n{call}\n Bye": "\nHi \n\n Bye", "\nHi ": "\nHi "}
+    for text, content in texts.items():
         assert found(text, "hermes").content == content
-        assert all(in_pieces(text, use_of("hermes"), seed) == found(text, "hermes") for seed in range(5))
 
 
 def test_marks_within_thoughts_are_text() -> None:
@@ -217,7 +197,6 @@ def test_marks_within_thoughts_are_text() -> None:
     result = found(text, "hermes")
     assert result.content == '<think>I could <tool_call>{"name": "now"}</tool_call></think>'
     assert named(result) == [("now", {})]
-    assert all(in_pieces(text, use_of("hermes"), seed) == result for seed in range(9))
     inside = split(text.removeprefix("<think>"), use_of("hermes"), in_thoughts=True)
     assert (inside.content, named(inside)) == (result.content.removeprefix("<think>"), [("now", {})])
 
@@ -228,7 +207,6 @@ def test_calls_of_phi_end_with_their_list() -> None:
     result = found(text, "phi")
     assert named(result) == [("get_weather", HARD), ("now", {})]
     assert result.content == "Let me see. \n\nfunctools.cache[1] is Python's."
-    assert all(in_pieces(text, use_of("phi"), seed) == result for seed in range(5))
 
 
 def test_a_call_without_a_mark_may_follow_thoughts() -> None:
@@ -238,25 +216,15 @@ def test_a_call_without_a_mark_may_follow_thoughts() -> None:
 
 ANALYSIS = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
 OOPS = "<|channel|>commentary to=functions.now<|message|>{oops"
+WAIT = "<|channel|>commentary<|message|>Wait.<|end|><|start|>assistant"
+JSON = "<|channel|>commentary to=functions.now <|constrain|>json<|message|>{}"
 HARMONIES = [
     (f"{ANALYSIS}<|channel|>final<|message|>Hi.", "<think>hm</think>\n\nHi.", []),
-    (
-        f"{ANALYSIS}<|channel|>commentary to=functions.now <|constrain|>json<|message|>{{}}",
-        "<think>hm</think>\n\n",
-        ["now"],
-    ),
+    (f"{ANALYSIS}{JSON}", "<think>hm</think>\n\n", ["now"]),
     (" to=functions.now<|channel|>commentary json<|message|>{}<|call|>", "", ["now"]),
-    (
-        "<|channel|>commentary<|message|>Wait.<|end|><|start|>assistant to=functions.now<|channel|>x<|message|>{}",
-        "Wait.",
-        ["now"],
-    ),
+    (f"{WAIT} to=functions.now<|channel|>x<|message|>{{}}", "Wait.", ["now"]),
     ("<|channel|>final<|message|>a <| b <", "a <| b <", []),
-    (
-        "<|channel|>commentary<|message|>Wait.<|end|><|start|>assistant<|channel|>final<|message|>Hi.",
-        "Wait.\n\nHi.",
-        [],
-    ),
+    (f"{WAIT}<|channel|>final<|message|>Hi.", "Wait.\n\nHi.", []),
     ("<|channel|>analysis<|message|>hm", "<think>hm</think>\n\n", []),
     (OOPS, OOPS, []),
 ]
@@ -266,9 +234,12 @@ HARMONIES = [
 def test_the_channels_of_gpt_oss_are_thoughts_calls_and_answers(text: str, content: str, calls: list[str]) -> None:
     result = found(text, "harmony")
     assert (result.content, [call.name for call in result.calls]) == (content, calls)
-    assert all(in_pieces(text, use_of("harmony"), seed) == result for seed in range(6))
 
 
+FUNCTION_GEMMA = (
+    "<start_function_call>call:get_weather{city:<escape>5<escape>,days:<escape>5<escape>}<end_function_call>"
+)
+ENDS = {"city": "x</tool_call>" * 200}
 TAGGED = "<tool_call>\n<function=get_weather>\n{}\n</function>\n</tool_call>"
 WRITTEN: list[tuple[str, str, dict[str, Any]]] = [
     ("pythonic", "[get_weather(city='it\\'s', days=3)]", {"city": "it's", "days": 3}),
@@ -276,11 +247,8 @@ WRITTEN: list[tuple[str, str, dict[str, Any]]] = [
     ("lfm", "<|tool_call_start|>[get_weather(list=false)]<|tool_call_end|>", {"list": False}),
     ("gemma", '<|tool_call>call:get_weather{city:<|"|>a,b}"<|"|>}<tool_call|>', {"city": 'a,b}"'}),
     ("gemma", "<|tool_call>call:get_weather{deep:{k:[1,true,null]}}<tool_call|>", {"deep": {"k": [1, True, None]}}),
-    (
-        "function_gemma",
-        "<start_function_call>call:get_weather{city:<escape>5<escape>,days:<escape>5<escape>}<end_function_call>",
-        {"city": "5", "days": 5},
-    ),
+    ("function_gemma", FUNCTION_GEMMA, {"city": "5", "days": 5}),
+    ("hermes", f'<tool_call>{{"name": "get_weather", "arguments": {json.dumps(ENDS)}}}</tool_call>', ENDS),
     ("tagged", TAGGED.format("<parameter=city>\n3\n\n</parameter>"), {"city": "3\n"}),
     ("tagged", TAGGED.format("<parameter=list>\nFalse\n</parameter>"), {"list": False}),
     ("glm", "<tool_call>get_weather<arg_key>city</arg_key><arg_value>a</arg_value></tool_call>", {"city": "a"}),
@@ -313,24 +281,16 @@ def test_what_is_no_call_is_text(format: str, text: str) -> None:
     assert found(text, format) == Split(text, (), False)
 
 
-def test_a_long_text_takes_time_in_proportion_to_its_length() -> None:
-    text = '<tool_call>{"name": "get_weather", "arguments": {"city": "' + "x</tool_call>" * 200 + '"}}</tool_call>'
-    assert in_pieces(text, use_of("hermes"), 3).calls
-
-
 PIECES = """<think> </think> { } [ ] " \\ f( ) call:f < | > , : é null NaN 1e999 ``` {"name":"now" <parameter=a>
 </parameter> <arg_key> </arg_key> to=functions.now <|message|> <|channel|> <|end|> <|start|> \ud800 \x00""".split()
 
 
 @pytest.mark.parametrize("format", BY_NAME)
-def test_whatever_a_model_writes_is_split_the_same_in_pieces_and_can_be_written_as_json(format: str) -> None:
+def test_whatever_a_model_writes_is_split_and_can_be_written_as_json(format: str) -> None:
     known, chance = BY_NAME[format], random.Random(format)
     call = known.write([WEATHER])
     pieces = [*PIECES, "\n", " ", call, call[: len(call) // 2], call[len(call) // 2 :], known.opening, known.closing]
-    for seed in range(60):
+    for _ in range(60):
         text = "".join(chance.choice(pieces) for _ in range(chance.randint(1, 20)))
-        ended = chance.random() < 0.5
-        whole = found(text, format, ended=ended)
-        assert in_pieces(text, use_of(format), seed, ended=ended) == whole, text
-        for made in whole.calls:
+        for made in found(text, format, ended=chance.random() < 0.5).calls:
             json.dumps(made.record, ensure_ascii=False, allow_nan=False).encode()

@@ -17,17 +17,11 @@ from gptcli.tools.definitions import ToolCall, checked_tools
 from tests.tiny import TEMPLATE, make_tokenizer
 from tests.tools.templates import FORGETFUL, HERMES, TEMPLATES, trust_templates
 
+PROPERTIES = {"city": {"type": "string"}, "days": {"type": "integer"}}
+PARAMETERS = {"type": "object", "properties": PROPERTIES, "required": ["city"]}
 TOOLS = checked_tools(
     [
-        {
-            "name": "get_weather",
-            "description": 'The <weather> of "a" city: früh, 天気.',
-            "parameters": {
-                "type": "object",
-                "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
-                "required": ["city"],
-            },
-        },
+        {"name": "get_weather", "description": 'The <weather> of "a" city: früh, 天気.', "parameters": PARAMETERS},
         {"name": "now", "description": "The time.", "parameters": {"type": "object", "properties": {}}},
     ]
 )
@@ -99,9 +93,7 @@ def test_tools_calls_and_answers_are_rendered_as_in_transformers(family: str, to
 
 @pytest.mark.parametrize("family", TEMPLATES)
 def test_the_format_of_calls_is_known_by_what_a_template_renders(family: str, tokenizer: Tokenizer) -> None:
-    use = template(family).tool_use(TOOLS, "auto", tokenizer)
-    assert use is not None
-    assert use.format.name == family
+    assert template(family).tool_use(TOOLS, "auto", tokenizer).format.name == family
 
 
 def test_calls_that_a_template_leaves_out_are_given_to_it_as_text(tokenizer: Tokenizer) -> None:
@@ -117,9 +109,8 @@ def test_a_template_without_tools_is_refused_with_a_way_out(tokenizer: Tokenizer
 
 
 def test_a_template_whose_calls_nobody_knows_is_refused(tokenizer: Tokenizer) -> None:
-    source = HERMES.replace("tool_call>", "secret>")
     with pytest.raises(UsageError, match="not known how"):
-        ChatTemplate(source, "test").tool_use(TOOLS, "auto", tokenizer)
+        ChatTemplate(HERMES.replace("tool_call>", "secret>"), "test").tool_use(TOOLS, "auto", tokenizer)
 
 
 def test_a_models_template_for_tools_is_taken_where_there_are_tools(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -129,8 +120,7 @@ def test_a_models_template_for_tools_is_taken_where_there_are_tools(tokenizer: T
     both = ChatTemplate.of_model(tmp_path, tokenizer)
     assert "get_weather" in both.render_text([HELLO], tokenizer, tools=TOOLS)
     assert both.render_text([HELLO], tokenizer) == ChatTemplate(TEMPLATE, "test").render_text([HELLO], tokenizer)
-    use = both.tool_use(TOOLS, "required", tokenizer)
-    assert use is not None and use.format.name == "hermes"
+    assert both.tool_use(TOOLS, "required", tokenizer).format.name == "hermes"
 
 
 def test_no_text_of_calls_answers_or_tools_makes_a_control_token(tokenizer: Tokenizer) -> None:
@@ -153,9 +143,7 @@ def test_an_answer_that_a_template_leaves_out_is_refused(tokenizer: Tokenizer) -
         ChatTemplate(source, "test").render(CONVERSATIONS["call"], tokenizer, tools=TOOLS)
 
 
-def test_thoughts_before_a_call_of_gpt_oss_are_given_back_and_those_before_an_answer_are_not(
-    tokenizer: Tokenizer,
-) -> None:
+def test_thoughts_of_gpt_oss_are_given_back_before_a_call_alone(tokenizer: Tokenizer) -> None:
     thinking = Message("assistant", "<think>hm</think>\n\n", calls=(NOW,))
     rendered = template("harmony").render_text([HELLO, thinking, NOON], tokenizer, tools=TOOLS)
     assert "<|channel|>analysis<|message|>hm<|end|><|start|>assistant to=functions.now" in rendered

@@ -100,8 +100,13 @@ def train(arguments: Sequence[str], dice: random.Random | None, latest_s: float 
 def made(out: Path) -> tuple[dict[str, bytes], list[float]]:
     """The files that a run made, and the losses of its steps."""
     files = {path.name: path.read_bytes() for path in out.iterdir() if path.suffix in (".safetensors", ".json")}
+    return files, logged(out)
+
+
+def logged(out: Path, event: str = "step", field: str = "loss") -> list[float]:
+    """What a run logged of each event of a kind, in order."""
     events = map(json.loads, (out / "log.jsonl").read_text().splitlines())
-    return files, [event["loss"] for event in events if event["event"] == "step"]
+    return [each[field] for each in events if each["event"] == event]
 
 
 def check_checkpoints(out: Path) -> int:

@@ -42,10 +42,12 @@ def write_model(path: Path, model_type: str) -> Path:
     return model
 
 
-def theirs(model: Path, adapter: Path) -> Tensor:
-    base = AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager", dtype=torch.float32)
-    with torch.no_grad():
-        logits: Tensor = PeftModel.from_pretrained(base, adapter)(torch.tensor([IDS])).logits[0]
+@torch.no_grad()
+def theirs(model: Path, adapter: Path | None = None) -> Tensor:
+    reference = AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager", dtype=torch.float32)
+    if adapter is not None:
+        reference = PeftModel.from_pretrained(reference, adapter)
+    logits: Tensor = reference(torch.tensor([IDS])).logits[0]
     return logits
 
 
@@ -97,22 +99,15 @@ def write_adapter(path: Path, model: Path, seed: int, **config: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"r": 4, "lora_alpha": 3},
-        {"r": 4, "lora_alpha": 3, "use_rslora": True},
-        {"r": 4, "rank_pattern": {"q_proj": 2, "model.layers.1.mlp.up_proj": 7}, "alpha_pattern": {"v_proj": 32}},
-        {"r": 2, "target_modules": ["q_proj", "v_proj", "down_proj"], "fan_in_fan_out": True, "lora_dropout": 0.1},
-        {
-            "r": 2,
-            "target_modules": r".*layers\.\d+\.(self_attn|mlp)\.(o_proj|gate_proj)",
-            "init_lora_weights": "gaussian",
-        },
-        {"r": 2, "target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1], "layers_pattern": "layers"},
-        {"r": 4, "exclude_modules": ["k_proj"], "alpha_pattern": {r"^model\.layers\.0\.self_attn.*": 5}},
-    ],
-)
+@pytest.mark.parametrize("config", [
+    {"r": 4, "lora_alpha": 3},
+    {"r": 4, "lora_alpha": 3, "use_rslora": True},
+    {"r": 4, "rank_pattern": {"q_proj": 2, "model.layers.1.mlp.up_proj": 7}, "alpha_pattern": {"v_proj": 32}},
+    {"r": 2, "target_modules": ["q_proj", "v_proj", "down_proj"], "fan_in_fan_out": True, "lora_dropout": 0.1},
+    {"r": 2, "target_modules": r".*layers\.\d+\.(self_attn|mlp)\.(o_proj|gate_proj)", "init_lora_weights": "gaussian"},
+    {"r": 2, "target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1], "layers_pattern": "layers"},
+    {"r": 4, "exclude_modules": ["k_proj"], "alpha_pattern": {r"^model\.layers\.0\.self_attn.*": 5}},
+])  # fmt: skip
 def test_an_adapter_of_peft_gives_its_logits_here(config: dict[str, Any], tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", "llama")
     adapter = write_adapter(tmp_path / "adapter", model, 1, **config)
@@ -139,8 +134,7 @@ def test_several_adapters_add_up_with_their_weights(pair: tuple[Path, Path, Path
 
 
 def test_a_merged_model_answers_as_the_adapted_one_here_and_in_transformers(
-    pair: tuple[Path, Path, Path],
-    cli: Cli,
+    pair: tuple[Path, Path, Path], cli: Cli
 ) -> None:
     model, first, second = pair
     done = cli("models", "merge", model, "--adapter", first, "--adapter", f"{second}=0.5", "--name", "merged", "-q")
@@ -148,17 +142,13 @@ def test_a_merged_model_answers_as_the_adapted_one_here_and_in_transformers(
     merged = Path(done.out.decode().strip())
     live = ours(model, first, f"{second}=0.5")
     assert close(ours(merged), live)
-    with torch.no_grad():
-        assert close(AutoModelForCausalLM.from_pretrained(merged)(torch.tensor([IDS])).logits[0], live)
+    assert close(theirs(merged), live)
     again = cli("models", "merge", first, "--name", "one")
     assert again.code == 0 and close(ours(Path(again.out.decode().strip())), ours(first))
     assert cli("models", "merge", model).code == 2
 
 
-def test_every_command_takes_an_adapter_and_an_adapter_is_its_model(
-    tmp_path: Path,
-    cli: Cli,
-) -> None:
+def test_every_command_takes_an_adapter_and_an_adapter_is_its_model(tmp_path: Path, cli: Cli) -> None:
     model = make_model(tmp_path / "model")
     adapter = write_adapter(tmp_path / "adapter", model, 3, r=8, lora_alpha=64)
     (text := tmp_path / "text").write_text(TEXT)
@@ -205,31 +195,27 @@ def test_an_adapter_is_merged_with_what_packed_weights_stand_for(tmp_path: Path,
     live = ours(packed, adapter, quantize="none")
     assert close(ours(merged), live)
     assert not close(ours(packed, quantize="none"), live)
-    with torch.no_grad():
-        assert close(AutoModelForCausalLM.from_pretrained(merged)(torch.tensor([IDS])).logits[0], live)
+    assert close(theirs(merged), live)
 
 
 def _without_names(out: bytes) -> bytes:
     return re.sub(rb'"(model|request_id|id|created)": ("[^"]*"|\d+)', b"", out)
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"use_dora": True}, "use_dora = True is not supported"),
-        ({"peft_type": "LOHA"}, "'LOHA' is not supported"),
-        ({"bias": "all"}, "bias = 'all' is not supported"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"lora_bias": True}, "lora_bias"),
-        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights = 'pissa_niter_4'"),
-        ({"init_lora_weights": "olora"}, "init_lora_weights = 'olora'"),
-        ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication"),
-        ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
-        ({"target_parameters": ["experts.gate_up_proj"]}, "target_parameters"),
-        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
-        ({"some_field_of_tomorrow": 1}, "some_field_of_tomorrow"),
-    ],
-)
+@pytest.mark.parametrize(("change", "said"), [
+    ({"use_dora": True}, "use_dora = True is not supported"),
+    ({"peft_type": "LOHA"}, "'LOHA' is not supported"),
+    ({"bias": "all"}, "bias = 'all' is not supported"),
+    ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+    ({"lora_bias": True}, "lora_bias"),
+    ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights = 'pissa_niter_4'"),
+    ({"init_lora_weights": "olora"}, "init_lora_weights = 'olora'"),
+    ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication"),
+    ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
+    ({"target_parameters": ["experts.gate_up_proj"]}, "target_parameters"),
+    ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
+    ({"some_field_of_tomorrow": 1}, "some_field_of_tomorrow"),
+])  # fmt: skip
 def test_what_an_adapter_has_and_we_do_not_apply_is_refused(
     change: dict[str, Any], said: str, pair: tuple[Path, Path, Path]
 ) -> None:
@@ -240,16 +226,13 @@ def test_what_an_adapter_has_and_we_do_not_apply_is_refused(
         ours(model, adapter)
 
 
-@pytest.mark.parametrize(
-    ("config", "said"),
-    [
-        ({"target_modules": ["q_proj", "embed_tokens"]}, "embed_tokens"),
-        ({"target_modules": ["q_proj", "lm_head"]}, "lm_head"),
-        ({"target_modules": ["q_proj"], "modules_to_save": ["norm"]}, "modules_to_save"),
-        ({"target_modules": ["q_proj"], "use_dora": True}, "use_dora"),
-        ({"target_modules": ["o_proj"], "init_lora_weights": "pissa"}, "pissa"),
-    ],
-)
+@pytest.mark.parametrize(("config", "said"), [
+    ({"target_modules": ["q_proj", "embed_tokens"]}, "embed_tokens"),
+    ({"target_modules": ["q_proj", "lm_head"]}, "lm_head"),
+    ({"target_modules": ["q_proj"], "modules_to_save": ["norm"]}, "modules_to_save"),
+    ({"target_modules": ["q_proj"], "use_dora": True}, "use_dora"),
+    ({"target_modules": ["o_proj"], "init_lora_weights": "pissa"}, "pissa"),
+])  # fmt: skip
 def test_an_adapter_of_peft_that_reaches_further_is_refused_by_name(
     config: dict[str, Any], said: str, tmp_path: Path
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from gptcli.training.corpus import TRAIN, Corpus
 from tests.cli.conftest import Cli
 from tests.runtime.test_tensor_parallel import torchrun, torchrun_command
 from tests.tiny import TEXT, make_model
+from tests.training.kills import logged
 
 OPTIONS = ("--block-size", "16", "--learning-rate", "0.01", "--threads", "1", "--eval-share", "0.1")
 
@@ -28,9 +28,8 @@ def data(tmp_path: Path) -> Path:
     return file
 
 
-def losses(out: Path, event: str = "step", field: str = "loss") -> dict[int, float]:
-    events = map(json.loads, (out / "log.jsonl").read_text().splitlines())
-    return {each["step"]: each[field] for each in events if each["event"] == event}
+def losses(out: Path, event: str = "step", field: str = "loss") -> dict[float, float]:
+    return dict(zip(logged(out, event, "step"), logged(out, event, field), strict=True))
 
 
 @pytest.mark.parametrize("fsdp", [(), ("--fsdp", "--micro-batch", "1", "--save-memory", "--sample", "In a")])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from gptcli.training.corpus import TRAIN, Corpus
 from gptcli.training.loop import not_decayed
 from tests.parity.test_families import ROW
 from tests.tiny import TEXT
+from tests.training.kills import logged
 
 OPTIONS = [
     "--full", "--block-size", "16", "-b", "3", "--epochs", "2", "--learning-rate", "0.01", "--eval-share", "0.1",
@@ -42,8 +42,7 @@ def write_model(path: Path, title: str) -> Path:
 def trained(model: Path, data: Path, out: Path, *options: str) -> list[float]:
     """The losses that `gptcli train` logs."""
     assert run(["train", str(data), "-m", str(model), "-o", str(out), "-q", *OPTIONS, *options]) == 0
-    events = map(json.loads, (out / "log.jsonl").read_text().splitlines())
-    return [event["loss"] for event in events if event["event"] == "step"]
+    return logged(out)
 
 
 class Rows(torch.utils.data.Dataset[dict[str, Any]]):
@@ -69,20 +68,10 @@ def padded(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 def their_losses(model: Path, rows: Rows, out: Path) -> list[float]:
     arguments = TrainingArguments(
-        str(out),
-        per_device_train_batch_size=3,
-        num_train_epochs=2,
-        learning_rate=0.01,
-        weight_decay=0.1,
-        warmup_steps=2,
-        lr_scheduler_type="cosine",
-        logging_strategy="no",
-        seed=7,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=True,
-    )
+        str(out), per_device_train_batch_size=3, num_train_epochs=2, learning_rate=0.01, weight_decay=0.1,
+        warmup_steps=2, lr_scheduler_type="cosine", logging_strategy="no", seed=7, save_strategy="no", report_to=[],
+        disable_tqdm=True, use_cpu=True,
+    )  # fmt: skip
     reference = AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager", dtype=torch.float32)
     losses: list[float] = []
 

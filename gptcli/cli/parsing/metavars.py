@@ -1,7 +1,12 @@
-"""The names of options' values in the help and the man pages: FILE, N or the choices, not Python's types."""
+"""The names of options' values in the help and the man pages: FILE, N or the choices, not Python's types.
+
+Values of files may begin with `~`: shells leave it alone in `--file=~/notes.txt`, as the configuration file does.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 from functools import partial
 from pathlib import Path
 from types import NoneType
@@ -13,6 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 from gptcli.cli.terminal.columns import terminal_columns
 
 _FRAMED = 72  # columns that the help with frames needs
+_PATHS = re.compile("FILE|DIR|DATA|CONFIG")  # in names of values
 _NAMES = {str: "TEXT", int: "N", float: "X", Path: "FILE"}
 
 
@@ -35,6 +41,14 @@ class Command(TyperCommand):
         """Writes the help."""
         _fit_to_terminal(self, ctx, formatter)
         super().format_help(ctx, formatter)
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # of click's own
+        """Runs the command, with `~` in paths replaced by the user's directory."""
+        for parameter in self.params:
+            if parameter.name is not None:
+                named = bool(_PATHS.search(str(parameter.metavar)))
+                ctx.params[parameter.name] = _with_home(ctx.params[parameter.name], named)
+        return super().invoke(ctx)
 
 
 class Group(TyperGroup):
@@ -64,3 +78,12 @@ def _name_values(command: Any, ctx: typer.Context) -> None:
         elif parameter.metavar is None:
             kind = parameter.type_descriptor
             parameter.metavar = "" if parameter.is_flag else "|".join(kind.choices or ()) or value_name(kind.annotation)
+
+
+def _with_home(value: Any, is_path: bool) -> Any:
+    """A value with `~` expanded where it is a path, or a text that names one; or several of them."""
+    if isinstance(value, list | tuple):
+        return type(value)(_with_home(each, is_path) for each in value)
+    if isinstance(value, Path):
+        return Path(os.path.expanduser(value))
+    return os.path.expanduser(value) if is_path and isinstance(value, str) else value

@@ -95,6 +95,9 @@ def change_setting(repl: ReplControls, argument: str) -> None:
     """Shows or changes settings, /set show_thinking too."""
     name, _, text = argument.removeprefix("parameter ").partition(" ")  # `parameter`: Ollama's spelling
     name, text = name.replace("-", "_"), text.strip()
+    if name == "system":  # Ollama's spelling
+        system(repl, text)
+        return
     if name == SHOW_THINKING:
         if text:
             repl.display.thoughts = text == "default" or parse_switch(text)

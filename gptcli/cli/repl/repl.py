@@ -276,8 +276,8 @@ class Repl:
             print_note("interrupted" if answered else "interrupted, and the question taken back; /retry asks it again")
         elif finished.reason == "length":
             whole = finished.usage.completion_tokens == self.session.settings.max_tokens
-            length = self.session.settings.max_tokens
-            why = f"at {length} tokens; `/set max_tokens N` changes that" if whole else "off: the context is full"
+            many = "1 token" if self.session.settings.max_tokens == 1 else f"{self.session.settings.max_tokens} tokens"
+            why = f"at {many}; `/set max_tokens N` changes that" if whole else "off: the context is full"
             print_note(f"cut {why}")
         if self.display.stats:
             print_note(stats_line(finished, self.session.lm.ctx_size))

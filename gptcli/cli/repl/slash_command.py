@@ -74,7 +74,7 @@ def find(name: str, commands: Sequence[Command]) -> Command:
             return command
     names = [command.name for command in commands]
     starting = [known for known in names if name and known.startswith(name)]
-    nearest = starting[:1] or difflib.get_close_matches(name, names, 1, cutoff=0.5)
+    nearest = starting[:1] or difflib.get_close_matches(name, names, 1)
     suggestion = f"did you mean /{nearest[0]}? " if nearest else ""
     raise UsageError(
         f"there is no command /{name[:40]}", hint=f"{suggestion}/help lists all; // begins a message that begins with /"

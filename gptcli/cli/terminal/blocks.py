@@ -19,6 +19,7 @@ from gptcli.cli.terminal.mathematics import keep_mathematics
 _COLUMNS = 100  # at most: longer lines are hard to read
 _GAP = 2  # columns between those of a table
 _TASK = re.compile(r"\[([ xX])\] ")
+_URL = re.compile(r"\S*://\S+")
 _WORD = re.compile("[\u2e80-\U0003ffff]|[^\\s\u2e80-\U0003ffff]+")  # lines may break beside a wide character
 _PLAIN = Style.null()
 _HEADINGS = {"h1": Style(bold=True, underline=True), "h2": Style(bold=True)}
@@ -62,7 +63,7 @@ class Blocks:
         return SyntaxTreeNode(self._parser.parse(text)).children
 
     def draw(self, nodes: Iterable[SyntaxTreeNode]) -> list[Text]:
-        """The lines of blocks, with a blank line between blocks. Only lines of code may be wider than the console."""
+        """The lines of blocks, blank lines between them. Only code, formulas and URLs may be wider than the console."""
         return self._stacked(nodes, min(_COLUMNS, self._console.width))
 
     def faint(self, text: str) -> Text:
@@ -97,7 +98,17 @@ class Blocks:
         return [Text(line) for line in node.content.splitlines()]
 
     def _wrapped(self, text: Text, columns: int) -> list[Text]:
-        lines = list(text.wrap(self._console, columns, overflow="fold"))
+        """Lines of at most so many columns, but for a URL that is longer: the terminal wraps it, so that it works."""
+        long = [url.span() for url in _URL.finditer(text.plain) if text[url.start() : url.end()].cell_len > columns]
+        lines: list[Text] = []
+        for number, part in enumerate(text.divide([border for span in long for border in span])):
+            if number % 2:
+                lines.append(part)
+                continue
+            if number:
+                part = part[len(part.plain) - len(part.plain.lstrip(" ")) :]
+            if part or not long:
+                lines += part.wrap(self._console, columns, overflow="fold")
         for line in lines:
             line.rstrip()
         return lines

@@ -7,7 +7,7 @@ import os
 
 def is_dumb_terminal() -> bool:
     """Whether the terminal obeys no escape sequences, so that it cannot erase."""
-    return os.environ.get("TERM", "dumb") == "dumb"
+    return (os.environ.get("TERM") or "dumb") == "dumb"
 
 
 def uses_colour(is_terminal: bool) -> bool:

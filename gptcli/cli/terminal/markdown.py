@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from typing import Self
 
 from markdown_it.tree import SyntaxTreeNode
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from gptcli.cli.terminal.background import Rgb
 from gptcli.cli.terminal.blocks import Blocks
+from gptcli.cli.terminal.signals import suspending, unsuspended
 from gptcli.cli.terminal.stderr import STOP_HINT
 from gptcli.cli.terminal.stdout import clean
 
@@ -44,6 +46,8 @@ class MarkdownStream:
         self._open = ""
         self._printed = 0  # lines of the open block that are printed for good
         self._began = False  # whether a block was printed, so that a blank line comes before the next
+        self._signals = ExitStack()
+        self._signals.enter_context(suspending(self._leave_screen, lambda: None))
 
     def __enter__(self) -> Self:
         return self
@@ -53,8 +57,9 @@ class MarkdownStream:
 
     def close(self) -> None:
         """Prints the open block as it is."""
-        self._print(self._print_finished())
-        self._open = ""
+        with self._signals:
+            self._print(self._print_finished())
+            self._open = ""
 
     def write(self, text: str) -> None:
         """Takes the next text."""
@@ -72,6 +77,13 @@ class MarkdownStream:
         ended = time.monotonic()
         # A long block is slow to draw, so it is drawn less often: the model needs the processor.
         self._next_frame = ended + max(_FRAME_S, _REST * (ended - begun))
+
+    def _leave_screen(self) -> None:
+        """Before Ctrl-Z: erases the line that names Ctrl-C. The shell writes below, so no line is redrawn any more."""
+        if self._live:
+            self._live = []
+            with suppress(OSError):  # the terminal may be gone
+                os.write(self._console.file.fileno(), b"\r\x1b[2K")
 
     def _print_finished(self) -> list[SyntaxTreeNode]:
         """Prints all blocks but the last, which can still change. Returns the last, if there is one."""
@@ -102,17 +114,18 @@ class MarkdownStream:
 
     def _show(self, final: Sequence[Text], live: list[Text]) -> None:
         """Replaces the live lines by lines that stay and by new live ones, in one write."""
-        rows = self._rows_shown()
-        erase = [_START, _ERASE, *[_UP, _ERASE] * (rows - 1)] if rows else []
         segments = [segment for line in [*final, *live] for segment in (*line.render(self._console), Segment.line())]
         if live:
             segments.pop()
         # Cleaned again: HTML entities can spell control characters.
         cleaned = [Segment(clean(text), style) for text, style, _ in segments]
-        # The width before drawing: a window that shrinks just afterwards has not wrapped these lines.
-        self._live, self._width = live, self._console.width
-        # Not cropped: the terminal wraps long lines of code, so that they can be copied whole.
-        self._console.print(Control(*erase), Segments(cleaned), end="", sep="", crop=False)
+        with unsuspended():
+            rows = self._rows_shown()
+            erase = [_START, _ERASE, *[_UP, _ERASE] * (rows - 1)] if rows else []
+            # The width before drawing: a window that shrinks just afterwards has not wrapped these lines.
+            self._live, self._width = live, self._console.width
+            # Not cropped: the terminal wraps long lines of code, so that they can be copied whole.
+            self._console.print(Control(*erase), Segments(cleaned), end="", sep="", crop=False)
 
     def _rows_shown(self) -> int:
         """Rows that the live lines take now, which the terminal may have rewrapped."""

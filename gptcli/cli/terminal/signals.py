@@ -66,6 +66,37 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         yield lambda: pressed
 
 
+@contextmanager
+def suspending(before: Callable[[], object], after: Callable[[], object]) -> Iterator[None]:
+    """Ctrl-Z within the block stops the process between `before` and `after`, and between those of an outer block."""
+
+    def suspend(signum: int, frame: FrameType | None) -> None:
+        before()
+        if callable(outer):
+            outer(signum, frame)
+        else:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)  # returns when the shell resumes us
+        signal.signal(signum, suspend)
+        after()
+
+    outer = signal.getsignal(signal.SIGTSTP) if hasattr(signal, "SIGTSTP") else None
+    with handled(suspend, "SIGTSTP"):
+        yield
+
+
+@contextmanager
+def unsuspended() -> Iterator[None]:
+    """Ctrl-Z within the block has its effect after it."""
+    received = list[int]()
+    try:
+        with handled(lambda signum, frame: received.append(signum), "SIGTSTP"):
+            yield
+    finally:
+        if received:
+            signal.raise_signal(received[0])
+
+
 class Stop:
     """Why an answer must end: Ctrl-C, or a signal that ends the process once the answer is saved."""
 

@@ -54,7 +54,7 @@ def print_line(line: str) -> None:
 
 def _print_labelled(label: str, style: str, message: str) -> None:
     message = message.replace("\n", " ")
-    if sys.stderr is None or not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty() or is_dumb_terminal():
         print_line(f"{label} {message}")
         return
     from rich.console import Console

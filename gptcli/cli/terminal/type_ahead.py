@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
 import sys
 import termios
 import threading
 from collections.abc import Iterator
-from types import FrameType
 from typing import Any
 
 from prompt_toolkit.input import Input
@@ -18,7 +16,7 @@ from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.key_binding.key_processor import KeyPress
 from prompt_toolkit.keys import Keys
 
-from gptcli.cli.terminal.signals import handled
+from gptcli.cli.terminal.signals import suspending
 
 _ESCAPE_S = 0.3  # an escape character that nothing follows within this time is the Escape key
 _BRACKETED_PASTE, _PLAIN_PASTE, _SHOW_CURSOR = "\x1b[?2004h", "\x1b[?2004l", "\x1b[?25h"
@@ -53,7 +51,7 @@ class CbreakTerminal:
         if self._dumb:
             yield typed
             return
-        with handled(self._suspend, "SIGTSTP"):
+        with suspending(self._restore, self._resume):
             self._send(_BRACKETED_PASTE)
             typed.start()
             try:
@@ -62,11 +60,7 @@ class CbreakTerminal:
                 typed.finish()
                 self._send(_PLAIN_PASTE)
 
-    def _suspend(self, signum: int, frame: FrameType | None) -> None:
-        self._restore()
-        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTSTP)  # returns when the shell resumes us
-        signal.signal(signal.SIGTSTP, self._suspend)
+    def _resume(self) -> None:
         self._enter_cbreak()
         self._send(_BRACKETED_PASTE)
 

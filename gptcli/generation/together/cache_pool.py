@@ -9,7 +9,7 @@ from gptcli.errors import OutOfMemory
 from gptcli.model.common_prefix import common_length
 from gptcli.runtime.engine import Cache, Engine
 
-WORTH_COPYING = 16  # tokens
+_WORTH_COPYING, _WHOLE = 16, 4  # least tokens of a prefix; of a whole prompt, which many samples may share
 _MOST_KEPT = 32  # caches of texts that have ended, with no more tokens than a context holds
 
 
@@ -20,6 +20,10 @@ class CachePool:
         self._engine = engine
         self._in_use: list[Cache] = []
         self._kept: deque[Cache] = deque()
+
+    def worth_copying(self, text: Sequence[int]) -> int:
+        """The least first tokens of a text for which copying is faster than running them."""
+        return len(text) if _WHOLE <= len(text) < _WORTH_COPYING else _WORTH_COPYING
 
     def most_common(self, text: Sequence[int]) -> int:
         """The most of a text's first tokens that a cache holds."""
@@ -49,12 +53,12 @@ class CachePool:
         return dropped
 
     def _common(self, cache: Cache, text: Sequence[int]) -> int:
-        tokens = cache.tokens
+        tokens, least = cache.tokens, self.worth_copying(text)
         # Most texts differ at once, and are not compared token by token.
-        return common_length(tokens, text) if tokens[:WORTH_COPYING] == text[:WORTH_COPYING] else 0
+        return common_length(tokens, text) if tokens[:least] == text[:least] else 0
 
     def _with_common(self, text: Sequence[int]) -> Cache | None:
-        longest, best = WORTH_COPYING - 1, None
+        longest, best = self.worth_copying(text) - 1, None
         for cache in (*self._kept, *self._in_use):
             if (common := self._common(cache, text)) > longest:
                 longest, best = common, cache

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 
 from gptcli.errors import GptcliError, NonFiniteLogits, OutOfMemory
-from gptcli.generation.together.cache_pool import WORTH_COPYING, CachePool
+from gptcli.generation.together.cache_pool import CachePool
 from gptcli.generation.together.job import Job
 from gptcli.model.common_prefix import common_length
 from gptcli.runtime.engine import MOST_ROWS, Engine, Extension
@@ -110,7 +110,7 @@ class ContinuousBatch:
         """Gives a text its cache, unless a text before it is still running their common prefix."""
         prompt = job.completion.history[:-1]
         pool = self._pools.setdefault(job.engine, CachePool(job.engine))
-        enough = pool.most_common(prompt) + WORTH_COPYING
+        enough = pool.most_common(prompt) + pool.worth_copying(prompt)
         for other in self._running[: self._running.index(job)]:
             if other.engine is job.engine and other.uncached > 1:
                 if common_length(other.completion.history, prompt) >= enough:

@@ -166,9 +166,8 @@ static void tiles_share(void *argument, int thread, int threads) {
 }
 
 static int is_split(const Passage *passage) {
-    if (level()->attend_split == NULL) return 0;
-    if (level()->split_rounds) return passage->arithmetic == ROUNDED_PRODUCTS && passage->head_dim <= MOST_DEPTH;
-    return passage->arithmetic == ROUNDED_PRODUCTS || passage->arithmetic == BF16_PRODUCTS;
+    if (level()->attend_split == NULL || passage->arithmetic != ROUNDED_PRODUCTS) return 0;
+    return passage->head_dim <= level()->split_depth;
 }
 
 int gptcli_passage(const Passage *passage) {

@@ -59,6 +59,7 @@ static const Level *named(const char *name) {
         amx_level.attend_split = amx_attend_passage;
         amx_level.split_span = amx_split_span;
         amx_level.split_queries = AMX_QUERIES;
+        amx_level.split_depth = INT64_MAX;
         return &amx_level;
     }
     if (avx512 && strcmp(name, "avx512_bf16") == 0 && has_avx512_bf16()) {
@@ -66,7 +67,7 @@ static const Level *named(const char *name) {
         avx512_bf16_level.attend_split = rounded_attend;
         avx512_bf16_level.split_span = rounded_span;
         avx512_bf16_level.split_queries = ROUNDED_QUERIES;
-        avx512_bf16_level.split_rounds = 1;
+        avx512_bf16_level.split_depth = MOST_DEPTH;
         return &avx512_bf16_level;
     }
 #endif

@@ -15,7 +15,8 @@
  *   pool.c       the threads
  *   simd/        the inner loops, written once in its headers and compiled once per instruction set
  *
- * No file calls one before it: program, mixture, heads, recurrence, attention, score, linear, coded, matrix, dispatch, simd, pool, memory.
+ * No file calls one before it in this order: program, mixture, heads, recurrence, attention, score, linear, coded,
+ * matrix, dispatch, simd, pool, memory.
  * Sizes and strides count elements unless they are called bytes. Functions that return int return 0, or -1 if there is
  * not enough memory.
  */
@@ -54,7 +55,7 @@ enum {
     BF16_TOKENS = 32, /* tokens that are multiplied at once in bf16 */
     SCORED_ROWS = 4 * BLOCK, /* of a head, whose logits are summed at once */
     MOST_THREADS = 256,
-    MOST_DEPTH = 1024, /* numbers of a head that are rounded to 16 bits */
+    MOST_DEPTH = 1024, /* the most channels of a head that attention rounds to 16 bits */
 };
 
 static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -79,9 +80,9 @@ typedef enum {
 /* How a matrix multiplies more than a few tokens. A few are always multiplied in fp32, unless it is INT8_PRODUCTS. */
 typedef enum {
     FP32_PRODUCTS,
-    BF16_PRODUCTS, /* weights and activations are rounded to bf16, sums are fp32; fp32 where the level has no such products */
+    BF16_PRODUCTS, /* rounds weights and activations to bf16, sums in fp32; as FP32_PRODUCTS at a level without them */
     INT8_PRODUCTS, /* activations are rounded to 8 bits */
-    ROUNDED_PRODUCTS, /* of attention: queries and keys may be rounded to 16 bits, weights and values to bf16; of scores: bf16 */
+    ROUNDED_PRODUCTS, /* attention may round queries and keys to 16 bits, weights and values to bf16; scores, to bf16 */
 } Arithmetic;
 
 struct Chunk;
@@ -301,7 +302,7 @@ typedef struct Passage {
     float *out; /* (tokens, heads, head_dim) */
     int64_t tokens, first, window, chunked, dropped, kind, heads, kv_heads, head_dim, room, query_stride;
     float scale, softcap, rounded;
-    int64_t arithmetic; /* BF16_PRODUCTS allows products to lose 2^-16, where that is faster; see ROUNDED_PRODUCTS */
+    int64_t arithmetic; /* FP32_PRODUCTS or ROUNDED_PRODUCTS */
 } Passage;
 
 /* On all threads; exported for tests. */
@@ -333,32 +334,34 @@ EXPORT void gptcli_exp(const float *x, int64_t size, float *out);
 
 /* The operations of a step, as lowering.py makes them of a decoder. Buffers have a row for each token. */
 typedef enum {
-    EMBED,      /* out (size) = the token's row of matrix, or its first one if it has none, * factor, plus its position's
-                   row of weight if given */
+    EMBED,      /* out (size) = the token's row of matrix, or its first one if it has none, * factor, plus its
+                   position's row of weight if given */
     RMS_NORM,   /* `rows` vectors of `size` in a row of `stride`, weights `weight_step` apart; factor is epsilon */
     LAYER_NORM, /* as RMS_NORM, with a bias beside the weight */
-    LINEAR,     /* out = in @ matrix.T + bias, of `rows` matrices whose rows follow each other; out NULL: the logits, of one */
+    LINEAR,     /* out = in @ matrix.T + bias, of `rows` matrices whose rows follow each other; out NULL: the logits,
+                   of one matrix */
     CHOOSE,     /* choices: `rows` of the experts whose logits are `in` (size), which become scores; out (size): ranks.
                    weight (size): added to the ranks; bias (size): multiplies the shares; both may be NULL */
     EXPERTS,    /* out: in @ matrix.T + bias for each choice, by expert; in: by token if `table`, else by expert */
     MIX,        /* out (size) = the sum of the token's choices in `in`, times their shares */
     GATE,       /* out (size) *= the logistic function of in (1) */
     ROTATE,     /* `rows` heads of `size` channels in a row of `stride`, by rotation number `table` */
-    ATTEND,     /* in: queries, keys, values in a row of `stride`, or only queries if there are `keys`, which are the values,
-                   too; out (heads * size); sinks: weight; slopes: bias; rows[table] */
+    ATTEND,     /* in: queries, keys, values in a row of `stride`, or only queries if there are `keys`, which are the
+                   values, too; out (heads * size); sinks: weight; slopes: bias; rows[table] */
     ACTIVATE,   /* `rows` times: out (size) = activation `table` of in, times what follows if stride is 2 * size */
     ADD,        /* out (size) += in * factor, or replaced by it if `table` */
-    BY_HEAD,    /* `heads` times: out = in @ matrix.T, then `copied` numbers that follow in `in`; heads are `size` apart in a
-                   row of `stride`, and `out_step` in a row of `out_stride`; skips texts of EXPAND */
+    BY_HEAD,    /* `heads` times: out = in @ matrix.T, then `copied` numbers that follow in `in`; heads are `size` apart in
+                   a row of `stride`, and `out_step` in a row of `out_stride`; skips texts of EXPAND */
     EXPAND,     /* out (heads, values): attention of texts with at least `expands_from` tokens, by keys and values of each
-                   head, made from the latents that the ATTEND `borrows` stored. in: queries of `size` in a row of `stride`;
-                   matrices: `heads` for keys, whose last channels follow the latents, then `heads` for values */
+                   head, made from the latents that the ATTEND `borrows` stored. in: queries of `size` in a row of
+                   `stride`; matrices: `heads` for keys, whose last channels follow the latents, then `heads` for values */
     SHARE,      /* out (size) of each choice *= its share, which becomes 1 */
-    CONVOLVE,   /* out (size) = the sum of each channel's newest `rows` values in a row of `stride`, times weight (rows, size),
-                   plus bias; the state has the last rows - 1 */
-    RECUR,      /* out (heads * rows): what heads read of their states. in: values (heads * rows), keys and queries (kv_heads *
-                   size), in rows of `stride`; steps in rows of `out_stride`, after all heads' rates if `corrected`; weight
-                   (2 * heads): the decays, then biases of steps; bias (heads): the share of values to add, or NULL */
+    CONVOLVE,   /* out (size) = the sum of each channel's newest `rows` values in a row of `stride`, times weight (rows,
+                   size), plus bias; the state has the last rows - 1 */
+    RECUR,      /* out (heads * rows): what heads read of their states. in: values (heads * rows), keys and queries
+                   (kv_heads * size), in rows of `stride`; steps in rows of `out_stride`, after all heads' rates if
+                   `corrected`; weight (2 * heads): the decays, then biases of steps; bias (heads): the share of values to
+                   add, or NULL */
     XIELU,      /* out (size) = xIELU of in, with weight (4) */
     CUT_OFF,    /* out (size) in a row of `stride`: less its mean and `factor` standard deviations, at least 0 */
     MULTIPLY,   /* out (size) in a row of `out_stride` *= activation `table` of in, in a row of `stride`, or of weight */
@@ -383,7 +386,7 @@ typedef struct Choice {
 
 typedef struct Op {
     int64_t code;
-    const Matrix *const *matrices; /* one, `rows` of LINEAR, `heads` of BY_HEAD, twice those of EXPAND, or `size` of EXPERTS */
+    const Matrix *const *matrices; /* one; `rows` of LINEAR, `heads` of BY_HEAD, twice those of EXPAND, `size` of EXPERTS */
     const float *in;
     float *out;
     Choice *choices;
@@ -393,7 +396,7 @@ typedef struct Op {
     int64_t cache_kind; /* a CacheKind */
     int64_t keys_at;    /* bytes of a position in earlier blocks with the same window */
     int64_t arithmetic, chunked; /* of ATTEND: see Passage; of a LINEAR for logits: how they are summed up */
-    int64_t borrows; /* 1 + the number of the ATTEND whose keys and values it reads instead of storing any; 0: it stores */
+    int64_t borrows; /* 1 + the number of the ATTEND whose keys and values it reads; 0: it stores its own */
     int64_t out_stride, out_step, copied;
     int64_t expands_from; /* the fewest tokens of a text in a step that make it one of EXPAND's; 0: none is */
     int64_t router, groups, top_groups, group_best, renormalize; /* of CHOOSE: see model/config.py's MoeConfig */
@@ -481,8 +484,12 @@ void recur_heads(const Op *op, const Frame *frame);
 
 /* ---- program.c ---- */
 
-/* Bytes of a struct: 0 Op, 1 Rotation, 2 Row, 3 Frame, 4 Draw, 5 Matrix, 6 Attention, 7 Passage. By comparing them with
- * its own, Python notices a library that was compiled from another header. */
+/* INTERFACE is a checksum of the functions, structs and enums that Python knows; a test says what it must be. Python has
+ * it, too, and refuses a library that was compiled from another header. */
+enum { INTERFACE = 0xcb175d56 };
+EXPORT int64_t gptcli_interface(void);
+
+/* Bytes of a struct: 0 Op, 1 Rotation, 2 Row, 3 Frame, 4 Draw, 5 Matrix, 6 Attention, 7 Passage. */
 EXPORT int64_t gptcli_record_bytes(int record);
 
 /* Runs operations of a step for as long as a pause is away, but at least one; how many ran, for the caller to go on with
@@ -578,13 +585,13 @@ typedef struct Level {
     void (*bf16_panels)(const Matrix *, const uint16_t *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
                         const Output *);
     void (*round_token)(const float *x, int64_t columns, int64_t token, uint16_t *out);
-    /* As attend_passage, in products of 16 bits, and what makes a span's keys and values ready for it; NULL: fp32 is as
+    /* As attend_passage, for ROUNDED_PRODUCTS, and what makes a span's keys and values ready for it; NULL: fp32 is as
      * fast. See simd/amx_attention.c and simd/rounded_attention.c for the layouts. */
     void (*attend_split)(const Passage *, int64_t kv_head, int64_t begin, int64_t end, const float *spans,
                          float *workspace);
     void (*split_span)(const float *keys, const float *values, int64_t present, int64_t head_dim, float *to);
     int64_t split_queries; /* of a task of these, which share what is loaded of keys and values */
-    int split_rounds;      /* whether they are for ROUNDED_PRODUCTS only */
+    int64_t split_depth;   /* the most numbers of a head that they multiply */
 } Level;
 
 extern const Level portable_level;

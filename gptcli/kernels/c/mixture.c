@@ -64,6 +64,7 @@ static void choose_sparsely(const Op *op, const float *logits, Choice *choices) 
     }
 }
 
+/* Each choice's share: its score, divided by the chosen scores' sum if they are renormalized, times op->factor. */
 static void share_scores(const Op *op, const float *scores, Choice *choices) {
     float chosen = 0;
     for (int64_t i = 0; i < op->rows; i++) chosen += choices[i].share = scores[choices[i].expert];

@@ -98,6 +98,7 @@ static void xielu(const Op *op, const Frame *frame, int64_t begin, int64_t end) 
     }
 }
 
+/* Subtracts the mean and `factor` standard deviations; what is below becomes 0. */
 static void cut_off(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
     (void)frame;
     for (int64_t token = begin; token < end; token++) {
@@ -191,6 +192,7 @@ static uint8_t *values_of(const Op *op, const Row *row) {
     return keys_of(op, row) + op->kv_heads * head_bytes((CacheKind)op->cache_kind, op->size, row->room);
 }
 
+/* Stores the tokens' keys and values in their texts' caches, unless values are the keys. */
 static void store_heads(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
     int64_t keys_at = op->heads * op->size, values_at = keys_at + op->kv_heads * op->size;
     CacheKind kind = (CacheKind)op->cache_kind;
@@ -360,6 +362,8 @@ int64_t gptcli_run(const Op *ops, int64_t count, const Frame *frame, int64_t pau
     while (done < count && nanoseconds() < pause);
     return done;
 }
+
+int64_t gptcli_interface(void) { return INTERFACE; }
 
 int64_t gptcli_record_bytes(int record) {
     const int64_t bytes[] = {sizeof(Op),   sizeof(Rotation), sizeof(Row),       sizeof(Frame),

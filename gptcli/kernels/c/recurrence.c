@@ -1,7 +1,7 @@
 /* Convolutions over a text's last tokens, and recurrent states of heads.
  *
- * A head's state is (rows, size): `rows` values for each of `size` keys. Mamba 2 and gated DeltaNet differ in the rate at
- * which a token writes, and in whether it replaces the values stored for its keys.
+ * A head's state is (rows, size): `rows` values for each of `size` keys. Mamba 2 and gated DeltaNet differ in the rate
+ * at which a token writes, and in whether it replaces the values stored for its keys.
  */
 #include "kernels.h"
 

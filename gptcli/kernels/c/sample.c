@@ -122,6 +122,7 @@ static int64_t keep_min_p(const Candidate *candidates, int64_t count, double p) 
     return kept;
 }
 
+/* The token at draw->uniform of the candidates' probabilities, which are in order of rank. */
 static int64_t pick(const Draw *draw, const Candidate *candidates, int64_t count) {
     double total = 0, sum = 0;
     for (int64_t i = 0; i < count; i++)
@@ -169,6 +170,7 @@ static int64_t draw_filtered(const Draw *draw, const float *logits) {
     return token;
 }
 
+/* Makes the logits of all tokens whose bit is not set -infinity. */
 static void keep_allowed(const uint32_t *allowed, int64_t vocabulary, float *logits) {
     for (int64_t begin = 0; begin < vocabulary; begin += 32) {
         uint32_t masked = ~allowed[begin / 32];
@@ -188,7 +190,7 @@ static int by_value(const void *a, const void *b) {
     return (first > second) - (first < second);
 }
 
-/* recent: sorted. */
+/* Penalizes each recent token's logit, for its frequency by how often it occurs. recent: sorted. */
 static void penalize(const Draw *draw, const int64_t *recent, float *logits) {
     for (int64_t i = 0, next; i < draw->recent_count; i = next) {
         for (next = i + 1; next < draw->recent_count && recent[next] == recent[i];) next++;
@@ -242,6 +244,7 @@ typedef struct {
     atomic_int odd;
 } Checked;
 
+/* Whether a value is infinite or not a number: its exponent has all bits set. */
 static int is_odd(const float *values, int64_t size) {
     uint32_t odd = 0;
     for (int64_t i = 0; i < size; i++) {

@@ -17,10 +17,9 @@ from typing import Any, Protocol
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.kept_headers import HEADERS
-from gptcli.environment import switched_off
 from gptcli.errors import GptcliError, InputError, OutputError
 from gptcli.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, UNFINISHED, identity, program_identity
-from gptcli.kept_files import hash_of, hash_of_model, kept_models, prepared_directory
+from gptcli.kept_files import hash_of, hash_of_model, keeps_nothing, kept_models, prepared_directory
 from gptcli.kernels.bindings import Functions, built_file, functions
 from gptcli.runtime.fast_start import snapshot_file
 from gptcli.runtime.fast_start.snapshot_engine import SnapshotEngine
@@ -30,7 +29,6 @@ from gptcli.settings import RuntimeConfig
 from gptcli.text.fast_open.tokenizer_snapshots import TOKENIZERS
 from gptcli.version import VERSION
 
-_VARIABLE = "GPTCLI_PREPARED"
 _MOST_BYTES = 1 << 30  # of weights: larger models take long to read from any file
 _MOST_WEIGHTS = 4  # files of weights
 _MOST_POSITIONS = 32_768  # of the rotary tables
@@ -77,7 +75,7 @@ def slot_for(folder: ModelFolder, runtime: RuntimeConfig) -> Slot | None:
 
     None without snapshots: switched off, no kernels, or perhaps a GPU, which only torch could tell.
     """
-    if switched_off(_VARIABLE) or runtime.device not in ("auto", "cpu"):
+    if keeps_nothing() or runtime.device not in ("auto", "cpu"):
         return None
     if runtime.device == "auto" and _may_have_gpu():
         return None

@@ -164,9 +164,7 @@ def _latent(ops: Operations, attention: LatentAttention, x: Buffer, out: Buffer)
     for_keys, for_values = by_head.tensor_split([config.plain_dim], 1)
     arithmetic = _arithmetic(attention.q)
     values_of = _head_matrices(ops, for_values, arithmetic)
-    # Keys and values are made for a prompt, as in `LatentAttention`, if values are no wider than keys.
-    expands = config.value_dim <= config.head_dim and config.expands_from < math.inf
-    expands_from = math.ceil(config.expands_from) if expands else 0
+    expands_from = math.ceil(config.expands_from) if config.is_expanded_in_kernels else 0
     _by_head(ops, _head_matrices(ops, for_keys.mT, arithmetic), q, absorbed, expands_from, copied=config.rope.dim)
     attends = ops.add(
         "ATTEND",

@@ -43,7 +43,7 @@ class Report:
         return f"{self.torn} leaving a torn line: 0 requests lost or answered twice in {self.completed} batches"
 
 
-class _Unlike(Script):
+class _SlowAndUnreliable(Script):
     """A slow model that fails now and then."""
 
     def stream(self, *given: Any, **named: Any) -> Iterator[Any]:
@@ -62,7 +62,7 @@ def work(arguments: Sequence[str], dice: random.Random) -> bool:
         sys.stderr = open(os.devnull, "w")
         if in_write:
             die_in_write(output_file, number, share)
-        follow(_Unlike(), setattr)
+        follow(_SlowAndUnreliable(), setattr)
         return run(arguments)
 
     return was_killed(answer, None if in_write else moment, endings=(0, 9))

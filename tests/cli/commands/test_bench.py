@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,9 @@ from tests.quant.repacked import decoder_of
 
 
 def test_bench_prints_an_object_with_every_figure(cli: Cli, tiny_model: Path) -> None:
-    done = cli("bench", "-m", str(tiny_model), "-p", "16", "-p", "8", "-n", "4", "--repeats", "2", "--json")
+    done = cli("bench", "-m", tiny_model, "-p", "16", "-p", "8", "-n", "4", "--repeats", "2", "--json")
     assert (done.code, done.err) == (0, "")
-    record = json.loads(done.out)
+    record = done.json
     assert record["weight_bytes"] == 103_040 and record["kernels"] and record["bytes_a_second"] > 0
     assert record["arithmetic"] == "fp32"
     assert record["first_token_s"] > record["load_s"] > 0
@@ -28,7 +27,7 @@ def test_bench_prints_an_object_with_every_figure(cli: Cli, tiny_model: Path) ->
 
 
 def test_lengths_beyond_the_context_are_refused(cli: Cli, tiny_model: Path) -> None:
-    done = cli("bench", "-m", str(tiny_model), "-p", "250", "-n", "16")
+    done = cli("bench", "-m", tiny_model, "-p", "250", "-n", "16")
     assert done.code == 2 and "250 + 16 tokens are beyond the context of 256" in done.err
 
 

@@ -8,11 +8,13 @@ import re
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
 
+from gptcli.chat.state_files import state_directory
 from gptcli.chat.storage import SessionFile, StoredSession, read_session, session_names
 from gptcli.cli.repl import stored_sessions
 from tests.cli.conftest import SCRIPTED, Cli
@@ -23,11 +25,12 @@ from tests.tiny import make_model
 @pytest.fixture
 def chat(cli: Cli, tiny_model: Path) -> Cli:
     """`gptcli chat` with the tiny model, greedily and briefly."""
+    return partial(cli, "chat", "-m", tiny_model, "-t", "0", "-n", "8", stdin=b"")
 
-    def call(*arguments: str | Path, stdin: bytes | None = b"") -> object:
-        return cli("chat", "-m", tiny_model, "-t", "0", "-n", "8", *arguments, stdin=stdin)
 
-    return call  # type: ignore[return-value]
+def said(role: str) -> list[str]:
+    """What the user or the assistant has said in session `s`."""
+    return [event["content"] for event in read_session("s") if event.get("role") == role]
 
 
 def test_a_question_gets_one_answer_and_nothing_else(chat: Cli, cli: Cli, tiny_model: Path) -> None:
@@ -46,18 +49,17 @@ def test_a_named_session_remembers(chat: Cli) -> None:
     assert session_names() == []
     for turn in ("one", "two"):
         assert chat("--session", "s", turn).code == 0
-    messages = [event for event in read_session("s") if event["type"] == "message"]
-    assert [message["content"] for message in messages[::2]] == ["one", "two"]
-    first = json.loads(chat("one", "--json").out)
-    both = json.loads(chat("--continue", "three", "--json").out)
+    assert said("user") == ["one", "two"]
+    first = chat("one", "--json").json
+    both = chat("--continue", "three", "--json").json
     assert both["prompt_tokens"] > 2 * first["prompt_tokens"]
 
 
-def test_options_are_for_one_call_and_the_model_and_system_message_stay(cli: Cli, tiny_model: Path) -> None:
+def test_a_session_keeps_its_model_and_system_message_but_no_options(cli: Cli, tiny_model: Path) -> None:
     given = ["-m", tiny_model, "-t", "0", "-n", "3", "--system", "Be brief."]
-    first = json.loads(cli("chat", "--session", "s", *given, "one", "--json", stdin=b"").out)
+    first = cli("chat", "--session", "s", *given, "one", "--json", stdin=b"").json
     assert (first["completion_tokens"], first["settings"]["temperature"]) == (3, 0)
-    record = json.loads(cli("chat", "--session", "s", "two", "--ignore-eos", "-n", "4", "--json", stdin=b"").out)
+    record = cli("chat", "--session", "s", "two", "--ignore-eos", "-n", "4", "--json", stdin=b"").json
     assert (record["completion_tokens"], record["settings"]["temperature"]) == (4, 0.8)
     assert [event["type"] for event in read_session("s")].count("system") == 1
     assert [event["type"] for event in read_session("s")].count("settings") == 0
@@ -66,13 +68,13 @@ def test_options_are_for_one_call_and_the_model_and_system_message_stay(cli: Cli
 def test_another_model_for_one_call_is_not_the_sessions(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
     other = make_model(tmp_path / "other", seed=1)
     spoken = [
-        json.loads(cli("chat", "--session", "s", *given, "-n", "2", "--json", "say", stdin=b"").out)["model"]
+        cli("chat", "--session", "s", *given, "-n", "2", "--json", "say", stdin=b"").json["model"]
         for given in (["-m", tiny_model], ["-m", other], [])
     ]
     assert spoken == [str(tiny_model), str(other), str(tiny_model)]
 
 
-def test_what_a_session_keeps_wins_over_the_configuration_file(
+def test_a_sessions_settings_beat_the_configuration_file(
     cli: Cli, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config.toml").write_text("max-tokens = 2\ntemperature = 0.5")
@@ -80,11 +82,11 @@ def test_what_a_session_keeps_wins_over_the_configuration_file(
     assert cli("chat", "--session", "s", "-m", tiny_model, "--ignore-eos", "one", stdin=b"").code == 0
     with contextlib.closing(SessionFile.open("s")) as file:
         file.append({"type": "settings", "settings": {"max_tokens": 3, "ignore_eos": True}})
-    record = json.loads(cli("chat", "--session", "s", "two", "--json", stdin=b"").out)
+    record = cli("chat", "--session", "s", "two", "--json", stdin=b"").json
     assert (record["completion_tokens"], record["settings"]["temperature"]) == (3, 0.5)
 
 
-def test_the_configured_system_message_does_not_replace_a_sessions_own(
+def test_a_configured_system_message_leaves_a_sessions_own(
     cli: Cli, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config.toml").write_text('system = "From the file."')
@@ -111,7 +113,7 @@ def test_a_session_can_be_deleted_unless_it_is_open(chat: Cli) -> None:
     assert chat("--delete", "s").code == 4
 
 
-def test_a_model_that_is_not_what_it_was_is_mentioned(cli: Cli, tmp_path: Path) -> None:
+def test_a_model_that_has_changed_is_noted(cli: Cli, tmp_path: Path) -> None:
     model = make_model(tmp_path / "m")
     assert cli("chat", "-m", model, "--session", "s", "-n", "2", "one", stdin=b"").err == ""
     make_model(model, seed=1)
@@ -120,16 +122,12 @@ def test_a_model_that_is_not_what_it_was_is_mentioned(cli: Cli, tmp_path: Path) 
 
 def test_a_session_in_use_is_refused_and_can_be_forked(chat: Cli) -> None:
     chat("--session", "s", "one")
-    other = SessionFile.open("s")
-    refused = chat("--session", "s", "two")
-    assert (refused.code, refused.out) == (8, b"") and "in use" in refused.err and "--fork" in refused.err
-    assert chat("--session", "s", "--fork", "two").code == 0
-    other.close()
+    with contextlib.closing(SessionFile.open("s")):
+        chat("--session", "s", "two").fails(8, "in use", "--fork")
+        assert chat("--session", "s", "--fork", "two").code == 0
 
 
-def test_a_session_is_refused_to_others_before_anything_is_said_in_it_and_a_kill_leaves_its_name_free(
-    tiny_model: Path, tmp_path: Path
-) -> None:
+def test_a_session_is_taken_at_once_and_a_kill_frees_its_name(tiny_model: Path, tmp_path: Path) -> None:
     mark = tmp_path / "loading"
     environment = Script(pieces=["Hi."], load_s=600, mark=str(mark)).environment()
     quick = Script(pieces=["Hi."]).environment()
@@ -150,12 +148,11 @@ def test_a_session_is_refused_to_others_before_anything_is_said_in_it_and_a_kill
 
 def test_a_torn_session_is_repaired_and_says_so(chat: Cli) -> None:
     chat("--session", "s", "one")
-    file = SessionFile.open("s")
-    file.close()
-    file.path.write_bytes(file.path.read_bytes()[:-9])
+    (file,) = (state_directory() / "sessions").iterdir()
+    file.write_bytes(file.read_bytes()[:-9])
     result = chat("--session", "s", "two")
     assert result.code == 0 and "torn" in result.err
-    assert [event["content"] for event in read_session("s") if event.get("role") == "user"] == ["one", "two"]
+    assert said("user") == ["one", "two"]
 
 
 @pytest.mark.parametrize("state", ["nothing-yet", "/dev/null"])
@@ -169,10 +166,10 @@ def test_listing_no_sessions_writes_nothing(chat: Cli, state: str, monkeypatch: 
 def test_sessions_are_listed_for_scripts(chat: Cli) -> None:
     assert chat("--list").out == b""
     chat("--session", "s", "What is\ta town?\nAnd")
-    name, _, turns, model, question, error = chat("--list").out.decode().rstrip("\n").split("\t")
+    [[name, _, turns, model, question, error]] = chat("--list").rows
     assert (name, turns, question, error) == ("s", "1", "What is a town? And", "")
     assert Path(model).is_dir()
-    assert json.loads(chat("--list", "--json").out)["question"] == "What is\ta town?\nAnd"
+    assert chat("--list", "--json").json["question"] == "What is\ta town?\nAnd"
 
 
 @pytest.mark.parametrize(
@@ -208,19 +205,16 @@ def test_on_a_terminal_a_session_is_a_line_that_fits(
         (["long " * 400], 6, "does not fit"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_loaded(
+def test_senseless_options_are_refused_before_anything_is_loaded(
     arguments: list[str], code: int, complaint: str, chat: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gptcli.language_model.LanguageModel.load", lambda *_: pytest.fail("loaded"))
-    result = chat(*arguments)
-    assert (result.code, result.out) == (code, b"") and complaint in result.err
+    chat(*arguments).fails(code, complaint)
 
 
 def test_turns_that_no_longer_fit_are_dropped_with_a_note(chat: Cli) -> None:
-    errors = "".join(
-        chat("--session", "s", f"In a small town there lived a clockmaker {turn}").err for turn in range(9)
-    )
-    assert "no longer sees the oldest" in errors
+    asked = [chat("--session", "s", f"In a small town there lived a clockmaker {turn}") for turn in range(9)]
+    assert any("no longer sees the oldest" in each.err for each in asked)
 
 
 SCRIPT = '''
@@ -234,45 +228,38 @@ two lines
 '''
 
 
-def test_a_script_is_a_conversation_whose_replies_stand_below_each_other(chat: Cli, tmp_path: Path) -> None:
+def test_the_replies_to_a_script_stand_below_each_other(chat: Cli, tmp_path: Path) -> None:
     (tmp_path / "script").write_text(SCRIPT)
     assert chat("--session", "s", "--script", tmp_path / "script").code == 0
-    said = [event["content"] for event in read_session("s") if event.get("role") == "user"]
-    assert said == ["In a town", "two lines\n/ of text", "/help is a word"]
-    replies = [event["content"] for event in read_session("s") if event.get("role") == "assistant"]
-    written = chat("--script", tmp_path / "script").out.decode("utf-8", "replace")
+    assert said("user") == ["In a town", "two lines\n/ of text", "/help is a word"]
+    replies = said("assistant")
+    written = chat("--script", tmp_path / "script").text
     assert written == "".join(reply + "\n" * (not reply.endswith("\n")) for reply in replies[:-1]) + replies[-1]
-    assert chat("--script", "-", stdin=SCRIPT.encode()).out.decode("utf-8", "replace") == written
+    assert chat("--script", "-", stdin=SCRIPT.encode()).text == written
     records = chat("--script", tmp_path / "script", "--json").out.splitlines()
     assert [json.loads(record)["text"] for record in records] == replies
 
 
 @pytest.mark.parametrize(
     ("script", "complaint"),
-    [
-        ("", "no message"),
-        ("\n \n", "no message"),
-        ('"""\nopen', "does not end"),
-        ("hello\n/set seed 1", "line 2"),
-    ],
+    [("", "no message"), ("\n \n", "no message"), ('"""\nopen', "does not end"), ("hello\n/set seed 1", "line 2")],
 )
-def test_a_script_that_is_none_is_refused(script: str, complaint: str, chat: Cli, tmp_path: Path) -> None:
+def test_a_malformed_script_is_refused(script: str, complaint: str, chat: Cli, tmp_path: Path) -> None:
     (tmp_path / "script").write_text(script)
-    result = chat("--script", tmp_path / "script")
-    assert (result.code, result.out) == (2, b"") and complaint in result.err
+    chat("--script", tmp_path / "script").fails(2, complaint)
 
 
 def test_a_script_ends_at_the_first_error_and_keeps_what_came_before(chat: Cli, tmp_path: Path) -> None:
     (tmp_path / "script").write_text("one\n" + "long " * 400 + "\nthree\n")
     result = chat("--session", "s", "--script", tmp_path / "script")
     assert result.code == 6 and "does not fit" in result.err
-    assert [event["content"] for event in read_session("s") if event.get("role") == "user"][0] == "one"
+    assert said("user")[0] == "one"
     assert chat("--session", "s", "and then").code == 0
 
 
 def test_the_prompt_report_shows_the_whole_conversation(chat: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     chat("--session", "s", "--system", "Be brief.", "one")
     monkeypatch.setattr("gptcli.language_model.LanguageModel.load", lambda *_: pytest.fail("loaded"))
-    report = json.loads(chat("--session", "s", "--prompt-report", "--json", "two").out)
+    report = chat("--session", "s", "--prompt-report", "--json", "two").json
     assert report["text"].index("Be brief.") < report["text"].index("two")
     assert len([event for event in read_session("s") if event.get("role") == "user"]) == 1

@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 import math
 import subprocess
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,14 +16,7 @@ from tests.tiny import CONFIG, make_model, make_weights
 
 @pytest.fixture
 def score(cli: Cli, tiny_model: Path) -> Cli:
-    def call(*arguments: str | Path, stdin: bytes | None = None) -> Any:
-        return cli("score", "-m", tiny_model, "--dtype", "fp32", *arguments, stdin=stdin)
-
-    return call
-
-
-def fields(out: bytes) -> list[list[str]]:
-    return [line.split("\t") for line in out.decode().splitlines()]
+    return partial(cli, "score", "-m", tiny_model, "--dtype", "fp32")
 
 
 def test_a_text_is_a_line_of_figures_and_where_it_is_from(score: Cli, tiny: LanguageModel, tmp_path: Path) -> None:
@@ -32,7 +25,7 @@ def test_a_text_is_a_line_of_figures_and_where_it_is_from(score: Cli, tiny: Lang
     result = score(file, "-", stdin=b"12 small bells")
     wanted = [tiny.score("In a small town"), tiny.score("12 small bells")]
     assert (result.code, result.err) == (0, "")
-    for row, expected, source in zip(fields(result.out), wanted, [str(file), "-"], strict=True):
+    for row, expected, source in zip(result.rows, wanted, [str(file), "-"], strict=True):
         perplexity, bits, nll, tokens, name = row
         assert float(perplexity) == pytest.approx(expected.perplexity, abs=1e-3)
         assert float(bits) == pytest.approx(expected.bits_per_byte, abs=1e-3)
@@ -41,7 +34,7 @@ def test_a_text_is_a_line_of_figures_and_where_it_is_from(score: Cli, tiny: Lang
 
 
 def test_json_is_the_contracts_object(score: Cli, tiny: LanguageModel) -> None:
-    record = json.loads(score("--json", stdin=b"In a small town\n").out)
+    record = score("--json", stdin=b"In a small town\n").json
     expected = tiny.score("In a small town\n")
     assert list(record) == ["model", "file", "tokens", "nll", "perplexity", "bits_per_byte"]
     assert [token["id"] for token in record["tokens"]] == list(expected.ids)
@@ -54,7 +47,7 @@ def test_json_is_the_contracts_object(score: Cli, tiny: LanguageModel) -> None:
 
 
 def test_json_has_the_likeliest_tokens_where_they_are_asked_for(score: Cli) -> None:
-    tokens = json.loads(score("--json", "--top", "2", stdin=b"In a small town").out)["tokens"]
+    tokens = score("--json", "--top", "2", stdin=b"In a small town").json["tokens"]
     assert tokens[0]["top"] == []
     for token in tokens[1:]:
         first, second = token["top"]
@@ -63,18 +56,18 @@ def test_json_has_the_likeliest_tokens_where_they_are_asked_for(score: Cli) -> N
 
 
 def test_a_text_of_one_token_has_figures_that_are_null(score: Cli) -> None:
-    record = json.loads(score("--json", stdin=b"x").out)
+    record = score("--json", stdin=b"x").json
     assert (record["nll"], record["perplexity"], record["bits_per_byte"]) == (0, None, None)
 
 
 def test_bos_is_the_first_token_and_the_null(cli: Cli, tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", adds_bos=True)
-    tokens = json.loads(cli("score", "-m", model, "--json", stdin=b"x").out)["tokens"]
+    tokens = cli("score", "-m", model, "--json", stdin=b"x").json["tokens"]
     assert [(token["token"], token["logprob"] is None) for token in tokens] == [("<|im_start|>", True), ("x", False)]
 
 
 def test_tokens_in_a_pipe_are_lines_that_sort_and_cut_understand(score: Cli, tiny: LanguageModel) -> None:
-    rows = fields(score("--top", "1", stdin="In\ta ©\n".encode()).out)
+    rows = score("--top", "1", stdin="In\ta ©\n".encode()).rows
     expected = tiny.score("In\ta ©\n", top=1)
     assert [int(row[1]) for row in rows] == list(expected.ids)
     assert rows[0][0] == "nan"
@@ -83,8 +76,8 @@ def test_tokens_in_a_pipe_are_lines_that_sort_and_cut_understand(score: Cli, tin
     assert "⇥" in "".join(row[2] for row in rows) and "⏎" in "".join(row[2] for row in rows)
 
 
-def test_lines_are_scored_one_by_one_behind_their_figure(score: Cli, tiny: LanguageModel) -> None:
-    rows = fields(score("--lines", stdin=b"In a small town\n\n 12 bells \tx\r\nlast").out)
+def test_lines_are_scored_one_by_one(score: Cli, tiny: LanguageModel) -> None:
+    rows = score("--lines", stdin=b"In a small town\n\n 12 bells \tx\r\nlast").rows
     assert [row[1:] for row in rows] == [["In a small town"], [""], [" 12 bells ", "x"], ["last"]]
     assert rows[1][0] == "nan"
     assert float(rows[0][0]) == pytest.approx(tiny.score("In a small town").perplexity, abs=1e-3)
@@ -101,7 +94,6 @@ def test_a_line_is_scored_before_the_next_one_comes(tiny_model: Path) -> None:
     with subprocess.Popen(
         [*GPTCLI, "score", "--lines", "-m", str(tiny_model)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
     ) as process:
-        assert process.stdin and process.stdout
         process.stdin.write(b"In a small town\n")
         process.stdin.flush()
         assert process.stdout.readline().endswith(b"\tIn a small town\n")
@@ -110,15 +102,14 @@ def test_a_line_is_scored_before_the_next_one_comes(tiny_model: Path) -> None:
 
 
 def test_choices_are_probabilities_the_likeliest_first(score: Cli, tiny: LanguageModel) -> None:
-    result = score("--choices", " town, bells", "--choices", '" 1, 2"', "--prompt", "In a small", stdin=b"")
+    rows = score("--choices", " town, bells", "--choices", '" 1, 2"', "--prompt", "In a small", stdin=b"").rows
     expected = tiny.choose("In a small", [" town", " bells", " 1, 2"])
-    rows = fields(result.out)
     assert [row[1] for row in rows] == [choice.text for choice in expected]
     assert [float(row[0]) for row in rows] == pytest.approx([c.probability for c in expected], abs=1e-4)
 
 
 def test_choices_continue_what_is_piped_and_the_prompt(score: Cli) -> None:
-    record = json.loads(score("--choices", "a,b", "--prompt", "So: ", "--json", stdin=b"A text.\n").out)
+    record = score("--choices", "a,b", "--prompt", "So: ", "--json", stdin=b"A text.\n").json
     assert record["prompt"] == "A text.\n\nSo: "
     assert [choice["choice"] for choice in record["choices"]] in (["a", "b"], ["b", "a"])
     for choice in record["choices"]:
@@ -128,16 +119,14 @@ def test_choices_continue_what_is_piped_and_the_prompt(score: Cli) -> None:
 
 def test_each_line_is_put_into_the_prompt_and_gets_its_choice(score: Cli, tiny: LanguageModel) -> None:
     given = ("--choices", "good,bad", "--prompt", "Text: {}\nIt is ", "--lines")
-    rows = fields(score(*given, stdin=b"In a town\nbells, bells").out)
-    for row, line in zip(rows, ["In a town", "bells, bells"], strict=True):
-        best = tiny.choose(f"Text: {line}\nIt is ", ["good", "bad"])[0]
-        assert row == [f"{best.probability:.4f}", best.text, line]
+    for row in score(*given, stdin=b"In a town\nbells, bells").rows:
+        best = tiny.choose(f"Text: {row[2]}\nIt is ", ["good", "bad"])[0]
+        assert row[:2] == [f"{best.probability:.4f}", best.text]
 
 
-def test_a_line_without_a_prompt_is_the_prompt_and_nothing_has_no_choice(score: Cli) -> None:
-    rows = fields(score("--choices", "a,b", "--lines", stdin=b"In a\n\n").out)
-    assert [len(row) for row in rows] == [3, 3]
-    assert rows[1] == ["nan", "", ""]
+def test_a_line_may_be_the_whole_prompt_and_an_empty_one_has_no_choice(score: Cli) -> None:
+    first, second = score("--choices", "a,b", "--lines", stdin=b"In a\n\n").rows
+    assert len(first) == 3 and second == ["nan", "", ""]
 
 
 @pytest.mark.parametrize(
@@ -153,6 +142,7 @@ def test_a_line_without_a_prompt_is_the_prompt_and_nothing_has_no_choice(score: 
         ("--lines --svg y.svg", "--lines and --html or --svg exclude each other"),
         ("--lines --top 1", "--lines with --top needs --json"),
         ('--choices "a,b --prompt x', "a quote that is not closed"),
+        ("--choices a\nb --prompt x", "a newline outside of quotes"),
         ("- -", "stdin can be read once"),
         ("--html x --svg x", "--html and --svg exclude each other in one file: x"),
         ("--stride 0", "stride must be at least 1"),
@@ -160,24 +150,15 @@ def test_a_line_without_a_prompt_is_the_prompt_and_nothing_has_no_choice(score: 
         ("", "there is nothing to score"),
     ],
 )
-def test_what_means_nothing_is_refused_before_a_model_is_loaded(
+def test_senseless_options_are_refused_before_a_model_is_loaded(
     score: Cli, monkeypatch: pytest.MonkeyPatch, arguments: str, error: str
 ) -> None:
     monkeypatch.setattr(LanguageModel, "open", None)  # would be an internal error
-    result = score(*arguments.split())
-    assert (result.code, result.out) == (2, b"")
-    assert error in result.err
-
-
-def test_choices_on_lines_of_their_own_are_refused(score: Cli) -> None:
-    result = score("--choices", "a\nb", "--prompt", "x")
-    assert (result.code, result.out) == (2, b"")
-    assert "a newline outside of quotes" in result.err
+    score(*arguments.split(" ") if arguments else ()).fails(2, error)
 
 
 def test_a_choice_in_quotes_may_have_commas_and_quotes(score: Cli) -> None:
-    out = score("--choices", 'a,"b, ""c"""', "--prompt", "x").out.decode()
-    assert sorted(line.split("\t")[1] for line in out.splitlines()) == ["a", 'b, "c"']
+    assert sorted(row[1] for row in score("--choices", 'a,"b, ""c"""', "--prompt", "x").rows) == ["a", 'b, "c"']
 
 
 @pytest.mark.parametrize(
@@ -189,22 +170,18 @@ def test_a_choice_in_quotes_may_have_commas_and_quotes(score: Cli) -> None:
         (CLOSED, 4, "standard input is closed"),
     ],
 )
-def test_what_is_no_text_is_refused(score: Cli, stdin: bytes, code: int, error: str) -> None:
-    result = score(stdin=stdin)
-    assert (result.code, result.out) == (code, b"")
-    assert error in result.err
+def test_what_is_no_text_cannot_be_scored(score: Cli, stdin: bytes, code: int, error: str) -> None:
+    score(stdin=stdin).fails(code, error)
 
 
 def test_a_missing_file_is_an_input_error(score: Cli, tmp_path: Path) -> None:
-    result = score(tmp_path / "none")
-    assert (result.code, result.out) == (4, b"")
-    assert "No such file or directory" in result.err
+    score(tmp_path / "none").fails(4, "No such file or directory")
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\nz\n"])
 def test_a_line_longer_than_the_limit_is_refused(score: Cli, end: bytes) -> None:
     result = score("--lines", "--max-input", "100", stdin=b"x\n" + b"y" * 101 + end)
-    assert (result.code, fields(result.out)) == (4, [["nan", "x"]])
+    assert (result.code, result.rows) == (4, [["nan", "x"]])
     assert "a line of more than 100" in result.err
 
 
@@ -213,7 +190,6 @@ def test_a_model_that_computes_nan_is_that_exit_code(cli: Cli, tmp_path: Path) -
     weights["model.norm.weight"][3] = np.nan
     model = make_model(tmp_path / "model", weights=weights)
     for dtype, way_out in [("fp32", "--quantize none if --quantize was given"), ("bf16", "--dtype fp32")]:
+        hint = f" in {dtype}\nhint: `gptcli models verify` finds damaged weights; or try {way_out}\n"
         result = cli("score", "-m", model, "--dtype", dtype, stdin=b"In a small town")
-        assert (result.code, result.out) == (7, b"")
-        assert "NaN or infinity at token " in result.err and f" in {dtype}\n" in result.err
-        assert result.err.endswith(f"hint: `gptcli models verify` finds damaged weights; or try {way_out}\n")
+        result.fails(7, "NaN or infinity at token ", hint)

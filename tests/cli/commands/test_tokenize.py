@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ import pytest
 
 from gptcli import LanguageModel
 from gptcli.text.tokenizer import Tokenizer
-from tests.cli.conftest import CLOSED, ROOT, Cli, Result
+from tests.cli.conftest import CLOSED, Cli
 from tests.cli.terminal.pty_terminal import on_terminal
-from tests.test_layers import HEAVY
+from tests.test_layers import HEAVY, loaded_by
 from tests.text.tokenizer_kinds import KINDS
 from tests.tiny import CONTROL
 
@@ -24,11 +23,7 @@ TEXT = "In a small town 😀, naïve\n"
 @pytest.fixture
 def tokenize(cli: Cli, tiny_model: Path) -> Cli:
     """`gptcli tokenize` with the tiny model."""
-
-    def call(*arguments: str | Path, stdin: bytes | None = None) -> Result:
-        return cli("tokenize", "-m", tiny_model, *arguments, stdin=stdin)
-
-    return call
+    return partial(cli, "tokenize", "-m", tiny_model)
 
 
 @pytest.fixture
@@ -47,10 +42,8 @@ def other_model(path: Path, kind: str) -> Path:
 
 
 def test_in_a_pipe_a_token_is_a_line_with_its_id(tokenize: Cli, tiny: LanguageModel) -> None:
-    result = tokenize("--text", "In a\n")
-    ids = tiny.tokenizer.encode("In a\n")
-    assert [line.split("\t")[0] for line in result.out.decode().splitlines()] == list(map(str, ids))
-    assert "".join(line.split("\t")[1] for line in result.out.decode().splitlines()) == "In␠a⏎"
+    ids, texts = zip(*tokenize("--text", "In a\n").rows, strict=True)
+    assert list(map(int, ids)) == tiny.tokenizer.encode("In a\n") and "".join(texts) == "In␠a⏎"
 
 
 def test_ids_are_those_of_the_model(tokenize: Cli, tiny: LanguageModel, text: Path) -> None:
@@ -69,7 +62,7 @@ def test_an_empty_text_has_no_tokens(tokenize: Cli) -> None:
     assert tokenize("--count", stdin=b"").out == b"0\n"
     assert tokenize("--ids", stdin=b"").out == b"\n"
     assert tokenize(stdin=b"").out == b""
-    stats = json.loads(tokenize("--json", stdin=b"").out)["stats"]
+    stats = tokenize("--json", stdin=b"").json["stats"]
     assert (stats["lines"], stats["bytes_per_token"]) == (0, None)
 
 
@@ -99,11 +92,10 @@ def test_json_is_the_contracts_object(tokenize: Cli, tiny: LanguageModel, text: 
 
 
 def test_tsv_keeps_a_token_on_its_line(tokenize: Cli) -> None:
-    header, *rows = tokenize("--tsv", "--text", "a\tb\\\n\r😀").out.decode().splitlines()
-    assert header.split("\t") == ["index", "id", "token", "bytes", "start", "end", "special", "role"]
-    fields = [row.split("\t") for row in rows]
-    assert "".join(field[2] for field in fields) == "a\\tb\\\\\\n\\r\\xf0\\x9f\\x98\\x80"
-    assert b"".join(bytes.fromhex(field[3]) for field in fields).decode() == "a\tb\\\n\r😀"
+    header, *rows = tokenize("--tsv", "--text", "a\tb\\\n\r😀").rows
+    assert header == ["index", "id", "token", "bytes", "start", "end", "special", "role"]
+    assert "".join(row[2] for row in rows) == "a\\tb\\\\\\n\\r\\xf0\\x9f\\x98\\x80"
+    assert b"".join(bytes.fromhex(row[3]) for row in rows).decode() == "a\tb\\\n\r😀"
 
 
 def test_the_table_has_pieces_and_both_kinds_of_places(tokenize: Cli) -> None:
@@ -117,13 +109,13 @@ def test_the_table_has_pieces_and_both_kinds_of_places(tokenize: Cli) -> None:
 def test_control_tokens_are_text_unless_asked_for(tokenize: Cli) -> None:
     assert tokenize("--ids", "--special", "--text", "<|im_end|>").out == b"2\n"
     assert len(tokenize("--ids", "--text", "<|im_end|>").out.split()) > 1
-    (token,) = json.loads(tokenize("--json", "--special", "--text", "<|im_end|>").out)["tokens"]
+    (token,) = tokenize("--json", "--special", "--text", "<|im_end|>").json["tokens"]
     assert (token["special"], token["start"], token["end"]) == (True, 0, 10)
 
 
 def test_what_the_model_adds_stands_at_the_ends_with_no_bytes(cli: Cli, tmp_path: Path) -> None:
     model = other_model(tmp_path / "bert", "wordpiece")
-    tokens = json.loads(cli("tokenize", "-m", model, "--json", "--add-special", "--text", "in a").out)["tokens"]
+    tokens = cli("tokenize", "-m", model, "--json", "--add-special", "--text", "in a").json["tokens"]
     assert [(token["token"], token["start"], token["end"], token["special"]) for token in tokens] == [
         ("[CLS]", 0, 0, True),
         ("in", 0, 2, False),
@@ -135,7 +127,7 @@ def test_what_the_model_adds_stands_at_the_ends_with_no_bytes(cli: Cli, tmp_path
 
 
 def test_figures_have_the_share_of_the_context(tokenize: Cli, cli: Cli, tmp_path: Path) -> None:
-    record = json.loads(tokenize("--stats", "--json", "--text", "In a small").out)
+    record = tokenize("--stats", "--json", "--text", "In a small").json
     assert (record["context"], record["context_share"]) == (256, record["stats"]["tokens"] / 256)
     assert record["longest"][0]["token"] == " small"
     assert b"\ncontext\t" in tokenize("--stats", "--text", "In a small").out
@@ -153,8 +145,7 @@ def test_a_tokenizer_alone_is_enough(cli: Cli, tmp_path: Path, name: str) -> Non
 def test_another_file_is_no_tokenizer(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"GGML")
     result = cli("tokenize", "-m", tmp_path / "model.bin", "--text", "In")
-    assert result.code == 4
-    assert "not a directory, a GGUF file or a tokenizer.json" in result.err
+    result.fails(4, "not a directory, a GGUF file or a tokenizer.json")
 
 
 @pytest.mark.parametrize("given", ["{0} {1}", "{0},{1}", "{0}, {1}", "[{0}, {1}]", " [ {0},{1} ]\n", "{0}\n{1}\n"])
@@ -170,20 +161,23 @@ def test_ids_become_the_exact_bytes(tokenize: Cli, tiny: LanguageModel, given: s
 
 @pytest.mark.parametrize("id", ["304", "-1", "x", "1.5", "[[1]]", "\u0663", "1" * 5000])
 def test_what_is_no_id_is_refused_before_anything_is_written(tokenize: Cli, id: str) -> None:
-    result = tokenize("--decode", "5", "--", id)
-    assert (result.code, result.out) == (2, b"")
-    piped = tokenize("--decode", stdin=id.encode())
-    assert (piped.code, piped.out) == (4, b"")
-    assert "they are 0 to 303" in result.err and "they are 0 to 303" in piped.err
+    tokenize("--decode", "5", "--", id).fails(2, "they are 0 to 303")
+    tokenize("--decode", stdin=id.encode()).fails(4, "they are 0 to 303")
 
 
-def test_a_text_is_cut_to_tokens_and_to_whole_characters(tokenize: Cli) -> None:
-    assert tokenize("--truncate", "3", stdin=b"In a small town").out == b"In a small"
-    assert tokenize("--truncate", "1", "--from-end", stdin=b"In a small town").out == b" town"
-    assert tokenize("--truncate", "3", stdin="a😀b".encode()).out == b"a"
-    assert tokenize("--truncate", "3", "--partial", stdin="a😀b".encode()).out == "a😀b".encode()[:3]
-    assert tokenize("--truncate", "3", "--from-end", stdin="a😀b".encode()).out == b"b"
-    assert tokenize("--truncate", "3", "--from-end", "--partial", stdin="a😀b".encode()).out == "a😀b".encode()[-3:]
+@pytest.mark.parametrize(
+    ("options", "text", "cut"),
+    [
+        ("3", b"In a small town", b"In a small"),
+        ("1 --from-end", b"In a small town", b" town"),
+        ("3", "a😀b".encode(), b"a"),
+        ("3 --partial", "a😀b".encode(), "a😀b".encode()[:3]),
+        ("3 --from-end", "a😀b".encode(), b"b"),
+        ("3 --from-end --partial", "a😀b".encode(), "a😀b".encode()[-3:]),
+    ],
+)
+def test_a_text_is_cut_to_tokens_and_to_whole_characters(tokenize: Cli, options: str, text: bytes, cut: bytes) -> None:
+    assert tokenize("--truncate", *options.split(), stdin=text).out == cut
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -198,13 +192,12 @@ def test_a_cut_text_never_has_more_tokens_than_asked(cli: Cli, tmp_path: Path, k
         assert len(tokenizer.encode(out, add_special=False)) <= limit
 
 
-def test_what_does_not_come_back_is_named_with_its_byte(cli: Cli, tmp_path: Path) -> None:
+def test_a_text_that_does_not_come_back_is_named_with_its_byte(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("aé ﬁ".encode())
     unigram = other_model(tmp_path / "unigram", "unigram")
-    result = cli("tokenize", "-m", unigram, "--roundtrip", tmp_path / "a.txt")
-    assert (result.code, result.out) == (3, b"")
-    assert f"not the same: {tmp_path / 'a.txt'}: byte 4: " in result.err
-    record = json.loads(cli("tokenize", "-m", unigram, "--roundtrip", "--json", tmp_path / "a.txt").out)
+    roundtrip = ("tokenize", "-m", unigram, "--roundtrip", tmp_path / "a.txt")
+    cli(*roundtrip).fails(3, f"not the same: {tmp_path / 'a.txt'}: byte 4: ")
+    record = cli(*roundtrip, "--json").json
     assert (record["same"], record["first_difference"]) == (False, 4)
 
 
@@ -216,16 +209,13 @@ def test_a_text_that_comes_back_is_said_to_be_the_same(cli: Cli, tmp_path: Path)
 
 def test_two_tokenizers_are_compared_border_by_border(tokenize: Cli, tmp_path: Path) -> None:
     other = other_model(tmp_path / "other", "llama3")
-    result = tokenize("--compare", other, "--json", "--text", "In a 1984 small town")
-    record = json.loads(result.out)
+    record = tokenize("--compare", other, "--json", "--text", "In a 1984 small town").json
     assert list(record) == ["file", "models", "differences", "tokens", "borders"]
     for difference in record["differences"]:
         assert difference["start"] < difference["end"]
         assert difference["ids"][0] != difference["ids"][1]
-    counts = [
-        int(tokenize("--count", "--text", "In a 1984 small town").out),
-        int(tokenize("-m", other, "--count", "--text", "In a 1984 small town").out),
-    ]
+    count = ("--count", "--text", "In a 1984 small town")
+    counts = [int(tokenize(*count).out), int(tokenize("-m", other, *count).out)]
     assert record["tokens"] == counts
     borders = record["borders"]
     assert [borders["both"] + borders["first"], borders["both"] + borders["second"]] == counts
@@ -238,16 +228,11 @@ def test_a_tokenizer_cuts_as_it_does_itself(tokenize: Cli, tiny_model: Path) -> 
 
 
 def test_the_vocabulary_can_be_searched(tokenize: Cli) -> None:
-    rows = [row.split("\t") for row in tokenize("--vocab", "^ small$").out.decode().splitlines()]
-    assert [row[1:] for row in rows] == [[" small", "Ġsmall", b" small".hex(), "0"]]
-    (record,) = map(json.loads, tokenize("--id", "2", "--json").out.splitlines())
-    assert record == {
-        "id": 2,
-        "token": CONTROL[2],
-        "piece": CONTROL[2],
-        "bytes": CONTROL[2].encode().hex(),
-        "special": True,
-    }
+    [row] = tokenize("--vocab", "^ small$").rows
+    assert row[1:] == [" small", "Ġsmall", b" small".hex(), "0"]
+    (record,) = tokenize("--id", "2", "--json").records
+    data = CONTROL[2].encode().hex()
+    assert record == {"id": 2, "token": CONTROL[2], "piece": CONTROL[2], "bytes": data, "special": True}
     assert tokenize("--vocab", "nothing has this").out == b""
 
 
@@ -263,7 +248,7 @@ CONVERSATION = [
 def test_a_conversations_tokens_have_roles(tokenize: Cli, tiny: LanguageModel, tmp_path: Path, lines: bool) -> None:
     file = tmp_path / "chat.json"
     file.write_text("\n".join(map(json.dumps, CONVERSATION)) if lines else json.dumps(CONVERSATION))
-    record = json.loads(tokenize("--chat", "--json", file).out)
+    record = tokenize("--chat", "--json", file).json
     tokens = record["tokens"]
 
     def text(number: int | None) -> str:
@@ -291,17 +276,15 @@ def test_a_conversations_tokens_have_roles(tokenize: Cli, tiny: LanguageModel, t
     ],
 )
 def test_what_is_no_conversation_is_refused(tokenize: Cli, content: str, message: str) -> None:
-    result = tokenize("--chat", stdin=content.encode())
-    assert (result.code, result.out) == (4, b"")
-    assert message in result.err
+    tokenize("--chat", stdin=content.encode()).fails(4, message)
 
 
-def test_a_message_that_a_template_rewrites_belongs_to_none(tokenize: Cli, tmp_path: Path) -> None:
+def test_text_that_a_template_rewrites_belongs_to_no_message(tokenize: Cli, tmp_path: Path) -> None:
     template = tmp_path / "loud.jinja"
     template.write_text("{% for message in messages %}{{ message['content'] | upper }}{% endfor %}")
     given = json.dumps([{"role": "user", "content": "hello"}, {"role": "assistant", "content": "you"}])
     result = tokenize("--chat", "--chat-template", template, "--json", stdin=given.encode())
-    tokens = json.loads(result.out)["tokens"]
+    tokens = result.json["tokens"]
     assert "".join(token["token"] for token in tokens) == "HELLOYOU"
     assert {token["role"] for token in tokens} == {None}
 
@@ -334,10 +317,8 @@ BAD_COMBINATIONS = {
 
 
 @pytest.mark.parametrize("options", BAD_COMBINATIONS)
-def test_options_that_make_no_sense_together_are_refused(tokenize: Cli, options: str) -> None:
-    result = tokenize(*options.split())
-    assert (result.code, result.out) == (2, b"")
-    assert BAD_COMBINATIONS[options] in result.err
+def test_options_of_tokenize_that_contradict_are_refused(tokenize: Cli, options: str) -> None:
+    tokenize(*options.split()).fails(2, BAD_COMBINATIONS[options])
 
 
 def test_the_byte_that_is_no_text_is_counted_from_the_beginning(tokenize: Cli) -> None:
@@ -346,13 +327,9 @@ def test_the_byte_that_is_no_text_is_counted_from_the_beginning(tokenize: Cli) -
 
 
 def test_nothing_heavy_is_imported(tiny_model: Path) -> None:
-    code = (
-        "import sys; from gptcli.cli.app import run\n"
-        f"assert run(['tokenize', '-m', {str(tiny_model)!r}, '--text', 'In a small town é']) == 0\n"
-        f"print([name for name in {(*HEAVY, 'rich', 'jinja2')!r} if name in sys.modules], file=sys.stderr)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert (done.returncode, done.stderr) == (0, "[]\n")
+    given = ["tokenize", "-m", str(tiny_model), "--text", "In a small town é"]
+    code = f"from gptcli.cli.app import run; assert run({given!r}) == 0"
+    assert loaded_by(code, *HEAVY, "rich", "jinja2") == set()
 
 
 def test_a_terminal_shows_borders_and_whitespace_and_obeys_nothing(tiny_model: Path) -> None:
@@ -389,11 +366,8 @@ def test_any_width_will_do(tiny_model: Path, width: int, view: list[str]) -> Non
 
 
 def test_a_token_wider_than_the_terminal_goes_on_in_the_next_line(tiny_model: Path) -> None:
-    assert on_terminal("tokenize", "-m", tiny_model, "--text", " clockmaker a", width=6).lines == [
-        "␠cloc",
-        "kmake",
-        "r·␠a",
-    ]
+    shown = on_terminal("tokenize", "-m", tiny_model, "--text", " clockmaker a", width=6)
+    assert shown.lines == ["␠cloc", "kmake", "r·␠a"]
 
 
 def test_roles_stand_in_the_margin(tiny_model: Path, tmp_path: Path) -> None:

@@ -17,33 +17,31 @@ from tests.cli.terminal.pty_terminal import Terminal
 ENDLESS = Script(pieces=["word "] * 1000, piece_s=0.02)
 
 
+@pytest.fixture
+def endless() -> Chat:
+    """A conversation in the middle of an answer that never ends."""
+    chat = Chat(ENDLESS).ready()
+    chat.type("go\r", "word word word")
+    return chat
+
+
 def test_a_line_typed_before_the_prompt_is_sent_and_several_lines_wait() -> None:
     chat = Chat(HELLO)
-    chat.type("one\r")
-    chat.expect("Hello.")
+    chat.type("one\r", "Hello.")
     several = Chat(HELLO)  # the first one is not closed before the lines are typed, which takes time
-    several.type("one\rtwo\r")
-    several.expect(". two")
-    several.type("\r")
-    several.expect("Hello.")
+    several.type("one\rtwo\r", ". two")
+    several.type("\r", "Hello.")
 
 
-def test_a_message_is_answered_and_the_prompt_comes_again(chat: Chat) -> None:
+def test_a_message_is_answered_in_another_weight_and_the_prompt_comes_again(chat: Chat) -> None:
     chat.ask("good morning")
     assert chat.lines[1:5] == ["> good morning", "Hello.", "", ">"]
+    assert [chat.screen.buffer[row][2].bold for row in (1, 2)] == [True, False]
     assert chat.leave() == 0
     assert said() == ["good morning", "Hello."]
 
 
-def test_a_question_is_told_from_its_answer() -> None:
-    chat = Chat(HELLO).ready()
-    chat.ask("good morning")
-    rows = [chat.screen.buffer[row] for row in (1, 2)]
-    assert [row[2].bold for row in rows] == [True, False]
-    assert chat.leave() == 0
-
-
-def test_the_prompt_comes_before_the_model_is_loaded_and_what_is_typed_then_is_answered() -> None:
+def test_what_is_typed_while_the_model_loads_is_answered() -> None:
     chat = Chat(Script(pieces=["Hello"], load_s=1.0)).ready()
     chat.expect("loading 33%")
     chat.ask("good morning")
@@ -64,18 +62,13 @@ def test_a_blank_line_is_not_sent(chat: Chat) -> None:
     assert sessions() == []
 
 
-def test_ctrl_c_stops_an_answer_keeps_it_and_the_chat_goes_on() -> None:
-    chat = Chat(ENDLESS).ready()
-    chat.type("go\r")
-    chat.expect("word word word")
-    chat.type("\x03")
-    chat.expect("interrupted")
-    chat.ready(2)
-    chat.type("and so on\r")
-    chat.expect("word", 20)
-    chat.type("\x03")
-    chat.ready(3)
-    assert chat.leave() == 0
+def test_ctrl_c_stops_an_answer_keeps_it_and_the_chat_goes_on(endless: Chat) -> None:
+    endless.type("\x03", "interrupted")
+    endless.ready(2)
+    endless.type("and so on\r", "word", 20)
+    endless.type("\x03")
+    endless.ready(3)
+    assert endless.leave() == 0
     [events] = sessions()
     replies = [event for event in events if event.get("role") == "assistant"]
     assert [reply["interrupted"] for reply in replies] == [True, True]
@@ -83,8 +76,7 @@ def test_ctrl_c_stops_an_answer_keeps_it_and_the_chat_goes_on() -> None:
 
 
 def test_ctrl_c_clears_the_line_and_hints_at_ctrl_d_on_an_empty_one(chat: Chat) -> None:
-    chat.type("something")
-    chat.expect("> something")
+    chat.type("something", "> something")
     chat.type("\x03")
     chat.wait_for(lambda: "something" not in chat.text, "cleared line")
     assert "Ctrl-D" not in chat.lines[-1]
@@ -100,8 +92,7 @@ def test_ctrl_c_clears_the_line_and_hints_at_ctrl_d_on_an_empty_one(chat: Chat) 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_at_the_prompt_kills_the_chat(signum: int, chat: Chat) -> None:
     chat.ask("good morning")
-    chat.type("half a line")
-    chat.expect("half a line")
+    chat.type("half a line", "half a line")
     chat.child.kill(signum)
     chat.end()
     assert chat.child.signalstatus == signum
@@ -112,19 +103,15 @@ def test_a_signal_at_the_prompt_kills_the_chat(signum: int, chat: Chat) -> None:
 def test_a_signal_during_an_answer_keeps_the_answer_so_far(markdown: str, signum: int) -> None:
     chat = Chat(ENDLESS).ready()
     chat.ask(f"/markdown {markdown}")
-    chat.type("go\r")
-    chat.expect("word word word")
+    chat.type("go\r", "word word word")
     chat.child.kill(signum)
     chat.end()
     assert chat.child.signalstatus == signum
     assert said()[1].startswith("word word word")
 
 
-def test_a_closed_window_keeps_the_answer_so_far() -> None:
-    chat = Chat(ENDLESS).ready()
-    chat.type("go\r")
-    chat.expect("word word word")
-    chat.child.close(force=False)
+def test_a_closed_window_keeps_the_answer_so_far(endless: Chat) -> None:
+    endless.child.close(force=False)
     ends = time.monotonic() + 10
     while len(said()) < 2:
         assert time.monotonic() < ends
@@ -134,53 +121,39 @@ def test_a_closed_window_keeps_the_answer_so_far() -> None:
 
 def test_what_is_typed_during_an_answer_is_not_echoed_and_comes_next() -> None:
     chat = Chat(Script(pieces=["word "] * 20, piece_s=0.05)).ready()
-    chat.type("one\r")
-    chat.expect("word word")
+    chat.type("one\r", "word word")
     chat.type("two\r")
-    chat.paste("three\nlines\nlong")
-    chat.expect("word", 10)
+    chat.paste("three\nlines\nlong", "word", 10)
     assert "two" not in chat.text and "lines" not in chat.text
     chat.expect("> two")
     chat.expect(". long")
     assert said()[::2] == ["one", "two"]
-    chat.type("\r")
-    chat.expect("word", 60)
+    chat.type("\r", "word", 60)
     chat.ready()
     assert said()[4] == "three\nlines\nlong"
 
 
-def test_what_is_typed_ahead_of_an_interrupted_answer_is_not_sent() -> None:
-    chat = Chat(ENDLESS).ready()
-    chat.type("one\r")
-    chat.expect("word word")
-    chat.type("two\r")
+def test_what_is_typed_during_an_interrupted_answer_is_not_sent(endless: Chat) -> None:
+    endless.type("two\r")
     time.sleep(0.2)
-    chat.type("\x03")
-    chat.expect("> two")
-    assert chat.prompts == 2
-    assert said()[::2] == ["one"]
+    endless.type("\x03", "> two")
+    assert endless.prompts == 2
+    assert said()[::2] == ["go"]
 
 
 def test_a_suspended_answer_leaves_the_terminal_to_the_shell_and_goes_on() -> None:
-    environment = ENDLESS.environment() | {"PS1": "$ "}
-    shell = Terminal("bash", "--norc", "-i", environment=environment)
+    shell = Terminal("bash", "--norc", "-i", environment=ENDLESS.environment() | {"PS1": "$ "})
     shell.expect("$")
     modes = shell.modes()
-    shell.type(f"{' '.join(SCRIPTED)} chat\r")
-    shell.expect(">")
-    shell.type("go\r")
-    shell.expect("word word")
-    shell.type("\x1a")
-    shell.expect("Stopped")
+    shell.type(f"{' '.join(SCRIPTED)} chat\r", ">")
+    shell.type("go\r", "word word")
+    shell.type("\x1a", "Stopped")
     shell.wait_for(lambda: shell.modes() == modes, "the shell's own modes")
     count = shell.text.count("word")
-    shell.type("fg\r")
-    shell.expect("word", count + 10)
-    shell.type("echo\r\x03")
-    shell.expect("interrupted")
+    shell.type("fg\r", "word", count + 10)
+    shell.type("echo\r\x03", "interrupted")
     shell.expect("> echo")
-    shell.type("\x1a")
-    shell.expect("Stopped", 2)
+    shell.type("\x1a", "Stopped", 2)
     shell.wait_for(lambda: shell.modes() == modes, "the shell's own modes")
     shell.type("fg\r")
     shell.wait_for(lambda: shell.lines[-2] == "> echo", "prompt as it was")
@@ -191,12 +164,35 @@ def test_a_suspended_answer_leaves_the_terminal_to_the_shell_and_goes_on() -> No
     shell.finish()
 
 
+@pytest.mark.parametrize(("command", "keys"), [("chat", "go\r"), ("generate --markdown go", "")])
+def test_a_resumed_answer_erases_nothing_of_the_shell(command: str, keys: str) -> None:
+    shell = Terminal("bash", "--norc", "-i", environment=ENDLESS.environment() | {"PS1": "$ "}, height=40)
+    shell.expect("$")
+    shell.type(f"{' '.join(SCRIPTED)} {command}\r")
+    if keys:
+        shell.expect("\n>")
+        shell.type(keys)
+    shell.wait_for(lambda: shell.text.count("word") > 40, "several lines")
+    shell.expect("Ctrl-C stops")
+    shell.type("\x1a")
+    shell.expect("Stopped")
+    assert "Ctrl-C stops" not in shell.text
+    shell.type("echo one; echo two; fg\r")
+    shell.expect("two\n")
+    count = shell.text.count("word")
+    shell.expect("word", count + 20)
+    assert [line for line in shell.lines if line in ("one", "two")] == ["one", "two"]
+    assert "$ echo one; echo two; fg" in shell.lines
+    shell.type("\x03")
+    shell.child.kill(signal.SIGHUP)
+    shell.finish()
+
+
 @pytest.mark.parametrize("markdown", ["on", "off"])
 def test_a_window_may_shrink_and_grow_in_mid_answer(markdown: str) -> None:
     chat = Chat(Script(pieces=[f"word{number} " for number in range(60)], piece_s=0.02)).ready()
     chat.ask(f"/markdown {markdown}")
-    chat.type("go\r")
-    chat.expect("word5")
+    chat.type("go\r", "word5")
     for width in (20, 1, 40):
         chat.resize(width)
         time.sleep(0.2)
@@ -209,8 +205,7 @@ def test_a_window_may_shrink_and_grow_in_mid_answer(markdown: str) -> None:
 def test_a_dumb_terminal_gets_plain_lines() -> None:
     chat = Chat(HELLO, TERM="dumb")
     chat.expect(">")
-    chat.type("good morning\r")
-    chat.expect("Hello.")
+    chat.type("good morning\r", "Hello.")
     chat.expect(">", 2)
     assert chat.leave() == 0
     assert b"\x1b" not in chat.raw
@@ -266,21 +261,16 @@ def test_two_chats_at_once_are_both_stored() -> None:
     assert (first.leave(), second.leave()) == (0, 0)
     assert len(sessions()) == 2
     third = Chat(HELLO).ready()
-    third.type("\x1b[A")
-    third.expect("> two")
-    third.type("\x1b[A")
-    third.expect("> one")
+    third.type("\x1b[A", "> two")
+    third.type("\x1b[A", "> one")
 
 
 def test_a_full_disk_is_noted_once_and_an_error_at_the_end() -> None:
-    environment = HELLO.environment()
-    shell = Terminal(
-        "bash", "-c", f"ulimit -f 1; {' '.join(SCRIPTED)} chat; echo code $?", environment=environment, width=300
-    )
+    command = f"ulimit -f 1; {' '.join(SCRIPTED)} chat; echo code $?"
+    shell = Terminal("bash", "-c", command, environment=HELLO.environment(), width=300)
     for number in range(1, 6):
         shell.wait_for(lambda: shell.lines[-2:-1] == [">"], "prompt")
-        shell.type(f"{number}\r")
-        shell.expect("Hello.", number)
+        shell.type(f"{number}\r", "Hello.", number)
     shell.wait_for(lambda: shell.lines[-2:-1] == [">"], "prompt")
     assert shell.text.count("note: not saved:") == 1
     shell.type("\x04")
@@ -290,7 +280,7 @@ def test_a_full_disk_is_noted_once_and_an_error_at_the_end() -> None:
 
 
 @pytest.mark.parametrize("space_again", [False, True])
-def test_an_unsaved_conversation_that_was_left_is_saved_at_the_end_if_possible(space_again: bool) -> None:
+def test_an_unsaved_conversation_is_saved_at_the_end_if_possible(space_again: bool) -> None:
     chat = Chat(HELLO, "--session", "mine", width=200).ready()
     chat.ask("one")
     limit_files_of(chat, 100)
@@ -311,8 +301,7 @@ def limit_files_of(chat: Chat, size: int) -> None:
 
 def test_a_shrinking_window_shows_nothing_twice() -> None:
     chat = Chat(Script(pieces=[f"word{number} " for number in range(40)], piece_s=0.02, reason="stop")).ready()
-    chat.type("go\r")
-    chat.expect("word9")
+    chat.type("go\r", "word9")
     chat.resize(20)
     chat.ready(2)
     words = chat.text.split()
@@ -323,14 +312,10 @@ def test_the_tiny_model_talks() -> None:
     environment = {**os.environ, "TERM": "xterm-256color"}
     terminal = Terminal(*GPTCLI, "chat", "-n", "8", "-t", "0", "--stats", environment=environment)
     terminal.expect(">")
-    terminal.type("In a small town\r")
-    terminal.expect("8 tok ")
-    terminal.type("/probs on\r")
-    terminal.expect("shaded by probability from now on")
-    terminal.type("/retry\r")
-    terminal.expect("probability  under 0.1 ")
-    terminal.type("/stats\r")
-    terminal.expect("still in the cache, 1 run")
+    terminal.type("In a small town\r", "8 tok ")
+    terminal.type("/probs on\r", "shaded by probability from now on")
+    terminal.type("/retry\r", "probability  under 0.1 ")
+    terminal.type("/stats\r", "still in the cache, 1 run")
     terminal.type("\x04")
     terminal.finish()
     assert terminal.child.exitstatus == 0
@@ -339,16 +324,14 @@ def test_the_tiny_model_talks() -> None:
 
 def test_ctrl_c_right_after_enter_stops_the_answer_too() -> None:
     chat = Chat(ENDLESS).ready()
-    chat.type("go\r\x03")
-    chat.expect("interrupted")
+    chat.type("go\r\x03", "interrupted")
     chat.ready(2)
     assert chat.leave() == 0
 
 
 def test_a_message_can_be_called_back_while_the_model_loads() -> None:
     chat = Chat(Script(pieces=["Hello"], load_s=1.5)).ready()
-    chat.type("go\r")
-    chat.expect("100 MB/300 MB · Ctrl-C stops")
+    chat.type("go\r", "100 MB/300 MB · Ctrl-C stops")
     chat.type("\x03")
     chat.ready(2)
     assert chat.lines[2] == "note: not sent: the model is still loading"

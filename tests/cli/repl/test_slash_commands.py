@@ -25,6 +25,14 @@ def answer_to(chat: Chat, command: str) -> list[str]:
     return [line for line in chat.lines[shown[prompts - 1] + 1 : shown[prompts]] if line]
 
 
+@pytest.fixture
+def town(chat: Chat) -> Chat:
+    """A conversation of one turn that is saved as `town`."""
+    chat.ask("one")
+    assert answer_to(chat, "/save town") == ["saved as town"]
+    return chat
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_every_command_has_a_help_and_an_example_that_finds_it(command: object) -> None:
     assert command.help.endswith(".")
@@ -32,7 +40,8 @@ def test_every_command_has_a_help_and_an_example_that_finds_it(command: object) 
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("hlep", "help"), ("ex", "exit"), ("marcdown", "markdown"), ("xyzzy", None)]
+    ("typed", "meant"),
+    [("hlep", "help"), ("ex", "exit"), ("marcdown", "markdown"), ("nonsense", None), ("xyzzy", None)],
 )
 def test_an_unknown_command_suggests_the_nearest(typed: str, meant: str | None) -> None:
     with pytest.raises(UsageError) as error:
@@ -56,7 +65,7 @@ def test_help_lists_commands_and_keys_and_explains_a_command(chat: Chat) -> None
     assert all(len(f"{command.usage:17}  {command.help.split('.')[0]}") <= 80 for command in COMMANDS)
 
 
-def test_help_on_a_narrow_terminal_leaves_arguments_out(tiny_by_default: None) -> None:
+def test_help_on_a_narrow_terminal_leaves_arguments_out() -> None:
     shown = answer_to(Chat(HELLO, width=40, height=80).ready(), "/help")
     assert [line.split()[0] for line in shown if line.startswith("/")] == [f"/{each.name}" for each in COMMANDS]
     assert "/seed      Sets the seed, or shows the" in shown
@@ -86,11 +95,8 @@ def test_retry_and_edit_ask_again(chat: Chat) -> None:
     chat.ask("one")
     chat.ask("/retry")
     chat.ask("/edit three")
-    prompts = chat.prompts
-    chat.type("/edit\r")
-    chat.expect("edit> three")
-    chat.type(" and four\r")
-    chat.ready(prompts + 1)
+    chat.type("/edit\r", "edit> three")
+    chat.ask(" and four")
     exported = json.loads("\n".join(answer_to(chat, "/export json")))
     assert [message["content"] for message in exported["messages"]] == ["three and four", "Hello."]
 
@@ -98,8 +104,7 @@ def test_retry_and_edit_ask_again(chat: Chat) -> None:
 def test_ctrl_d_gives_up_an_edit(chat: Chat) -> None:
     chat.ask("one")
     prompts = chat.prompts
-    chat.type("/edit\r")
-    chat.expect("edit> one")
+    chat.type("/edit\r", "edit> one")
     chat.type("\x04\x03\x03\x04")
     chat.ready(prompts + 1)
     assert said() == ["one", "Hello."]
@@ -109,18 +114,16 @@ def test_ctrl_d_gives_up_an_edit(chat: Chat) -> None:
 def test_a_long_question_is_edited_folded() -> None:
     pasted = "\n".join(f"line {number}" for number in range(300))
     chat = Chat(HELLO).ready()
-    chat.paste(pasted)
-    chat.expect("[pasted 300 lines]")
+    chat.paste(pasted, "[pasted 300 lines]")
     chat.type("\r")
     chat.ready(2)
-    chat.type("/edit\r")
-    chat.expect("[pasted 299 lines]")
+    chat.type("/edit\r", "[pasted 299 lines]")
     chat.type("!\r")
     chat.ready(3)
     assert said()[-1] == f"{pasted}!"
 
 
-def test_an_argument_that_a_command_does_not_take_is_refused(chat: Chat) -> None:
+def test_an_argument_of_a_command_without_any_is_refused(chat: Chat) -> None:
     chat.ask("one")
     assert answer_to(chat, "/set parameter top-k 5") == ["top_k = 5  (session)"]
     assert answer_to(chat, "/undo 2") == ["error: /undo takes no arguments"]
@@ -131,6 +134,7 @@ def test_the_system_message_is_shown_set_and_removed(chat: Chat) -> None:
     assert answer_to(chat, "/system") == ["system: (none)"]
     assert answer_to(chat, "/system Be brief.") == ["system: Be brief."]
     assert answer_to(chat, "/system none") == ["system: (none)"]
+    assert answer_to(chat, "/set system Be kind.") == ["system: Be kind."]
 
 
 def test_settings_are_shown_changed_and_refused_with_their_range(chat: Chat) -> None:
@@ -146,8 +150,7 @@ def test_settings_say_how_long_they_stay(tmp_path: Path) -> None:
     (config := tmp_path / "config.toml").write_text("[chat]\nmin-p = 0.1\n")
     chat = Chat(HELLO, "-t", "0.3", "--top-k", "9", GPTCLI_CONFIG=str(config)).ready()
     answer_to(chat, "/set top_k 5")
-    lines = answer_to(chat, "/set")
-    assert lines[:4] == [
+    assert answer_to(chat, "/set")[:4] == [
         "temperature = 0.3  (this call)",
         "top_k = 5  (session)",
         "top_p = 0.95  (default)",
@@ -174,38 +177,28 @@ def test_another_model_goes_on_with_the_conversation(chat: Chat, tmp_path: Path)
     assert sessions()[0][-1]["model"] == "other"
 
 
-def test_a_session_is_saved_under_a_name_and_loaded_again(chat: Chat) -> None:
-    chat.ask("one")
-    assert answer_to(chat, "/save town") == ["saved as town"]
-    chat.ask("/new")
-    assert "town" in answer_to(chat, "/sessions")[0]
-    assert answer_to(chat, "/load town") == ["session town: 1 turn so far"]
-    chat.ask("two")
-    assert chat.leave() == 0
+def test_a_session_is_saved_under_a_name_and_loaded_with_its_last_turn(town: Chat) -> None:
+    town.ask("/new")
+    assert "town" in answer_to(town, "/sessions")[0]
+    town.ask("/load town")
+    loaded = town.lines.index("session town: 1 turn so far")
+    assert town.lines[loaded + 1 : loaded + 3] == ["> one", "Hello."]
+    town.ask("two")
+    assert town.leave() == 0
     assert [file.name for file in (state() / "sessions").iterdir()] == ["town.jsonl"]
     assert said() == ["one", "Hello.", "two", "Hello."]
 
 
-def test_a_loaded_session_shows_its_last_turn(chat: Chat) -> None:
-    chat.ask("one")
-    chat.ask("/save town")
-    chat.ask("/new")
-    chat.ask("/load town")
-    assert chat.lines[chat.lines.index("session town: 1 turn so far") + 1 :][:2] == ["> one", "Hello."]
-
-
 @pytest.mark.parametrize("away", ["/exit", "/new"])
-def test_a_conversation_of_which_all_was_taken_back_is_not_kept(chat: Chat, away: str) -> None:
-    chat.ask("one")
-    chat.ask("/save town")
-    chat.ask("/undo")
+def test_an_emptied_conversation_is_not_kept(town: Chat, away: str) -> None:
+    town.ask("/undo")
     assert len(sessions()) == 1
-    chat.type(f"{away}\r")
-    chat.wait_for(lambda: sessions() == [], "removal of the session")
+    town.type(f"{away}\r")
+    town.wait_for(lambda: sessions() == [], "removal of the session")
 
 
 @pytest.mark.parametrize("away", ["/exit", "/new"])
-def test_what_was_saved_before_anything_was_said_stays(chat: Chat, away: str) -> None:
+def test_a_session_saved_before_its_first_message_stays(chat: Chat, away: str) -> None:
     chat.ask("/system Be a pirate.")
     chat.ask("/save pirate")
     if away == "/exit":
@@ -215,48 +208,35 @@ def test_what_was_saved_before_anything_was_said_stays(chat: Chat, away: str) ->
     assert [event["content"] for events in sessions() for event in events if event["type"] == "system"]
 
 
-def test_a_session_may_be_saved_under_its_own_name_and_not_loaded_into_itself(chat: Chat) -> None:
-    chat.ask("one")
-    for _ in range(2):
-        assert answer_to(chat, "/save mine") == ["saved as mine"]
-    assert answer_to(chat, "/load mine") == ["error: session mine is the one that goes on here"]
-    [line] = answer_to(chat, "/sessions")
-    assert re.fullmatch(r"\* mine  \d{4}-\d\d-\d\d \d\d:\d\d    1 turn   one", line)
+def test_a_session_may_be_saved_again_but_not_loaded_into_itself(town: Chat) -> None:
+    assert answer_to(town, "/save town") == ["saved as town"]
+    assert answer_to(town, "/load town") == ["error: session town is the one that goes on here"]
+    [line] = answer_to(town, "/sessions")
+    assert re.fullmatch(r"\* town  \d{4}-\d\d-\d\d \d\d:\d\d    1 turn   one", line)
 
 
-def test_a_fork_leaves_the_session_as_it_was(chat: Chat) -> None:
-    chat.ask("one")
-    chat.ask("/save town")
-    assert answer_to(chat, "/fork plan-b") == ["goes on as plan-b; the other stays as it is"]
-    chat.ask("two")
-    plan, town = sessions()
-    assert [len([event for event in events if event["type"] == "message"]) for events in (plan, town)] == [4, 2]
+def test_a_fork_leaves_the_session_as_it_was(town: Chat) -> None:
+    assert answer_to(town, "/fork plan-b") == ["goes on as plan-b; the other stays as it is"]
+    town.ask("two")
+    assert [len([event for event in events if event["type"] == "message"]) for events in sessions()] == [4, 2]
 
 
-def test_a_session_is_deleted_after_a_question(chat: Chat) -> None:
-    chat.ask("one")
-    chat.ask("/save town")
-    chat.type("/delete town\r")
-    chat.expect("for good? [y/N]")
-    chat.type("\r")
-    chat.expect("nothing deleted")
-    chat.ready(chat.prompts)
+def test_a_session_is_deleted_after_a_question(town: Chat) -> None:
+    town.type("/delete town\r", "for good? [y/N]")
+    town.type("\r", "nothing deleted")
+    town.ready(town.prompts)
     assert len(sessions()) == 1
-    chat.type("/delete\r")
-    chat.expect("for good? [y/N]", 2)
-    chat.type("y\r")
-    chat.expect("deleted: town")
+    town.type("/delete\r", "for good? [y/N]", 2)
+    town.type("y\r", "deleted: town")
     assert sessions() == []
 
 
-def test_leaving_says_how_to_come_back_and_coming_back_shows_the_last_turn(chat: Chat) -> None:
-    chat.ask("what is one?")
-    chat.ask("/save town")
-    assert chat.leave() == 0
-    assert chat.lines[-1] == "to go on: gptcli chat --session town"
+def test_a_conversation_is_left_and_continued(town: Chat) -> None:
+    assert town.leave() == 0
+    assert town.lines[-1] == "to go on: gptcli chat --session town"
     again = Chat(HELLO, "--session", "town")
     again.wait_for(lambda: again.prompts == 2, "prompt")
-    assert again.lines[1:3] == ["> what is one?", "Hello."]
+    assert again.lines[1:3] == ["> one", "Hello."]
 
 
 def test_the_code_of_an_answer_is_copied() -> None:
@@ -323,7 +303,5 @@ def test_exit_leaves(chat: Chat) -> None:
     assert chat.end() == 0
 
 
-def test_a_session_that_another_chat_has_open_is_refused(chat: Chat) -> None:
-    chat.ask("one")
-    chat.ask("/save town")
+def test_a_session_that_another_chat_has_open_is_refused(town: Chat) -> None:
     assert "in use" in answer_to(Chat(HELLO).ready(), "/load town")[0]

@@ -15,6 +15,7 @@ import pyte
 
 from tests.cli.conftest import GPTCLI, ROOT, SCRIPTED
 from tests.cli.forked import gptcli_with
+from tests.cli.scripted import Script
 
 QUESTION = b"\x1b]11;?\x1b\\\x1b[c"  # what is the background, and which terminal is this?
 
@@ -23,24 +24,18 @@ class Terminal:
     """A program on a pty. screen: what a person sees. raw: all bytes of output. answer: the reply to QUESTION."""
 
     def __init__(
-        self,
-        program: str,
-        *arguments: str,
-        environment: dict[str, str],
-        width: int = 80,
-        height: int = 24,
-        answer: str = "",
+        self, *command: str, environment: dict[str, str], width: int = 80, height: int = 24, answer: str = ""
     ) -> None:
         self._answer = answer
         self.screen = pyte.HistoryScreen(width, height, history=1000)
         self.raw = b""
         self._stream = pyte.ByteStream(self.screen)
-        command = [program, *arguments]
-        own = command[:3] == SCRIPTED or command[:4] == [*GPTCLI, "tokenize"]
+        program, *arguments = command
+        own = [*command[:3]] == SCRIPTED or [*command[:4]] == [*GPTCLI, "tokenize"]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on, of threads that a fork loses
             self.child = pexpect.spawn(
-                program, list(arguments), env=environment, cwd=str(ROOT), dimensions=(height, width), timeout=10,
+                program, arguments, env=environment, cwd=str(ROOT), dimensions=(height, width), timeout=10,
                 preexec_fn=gptcli_with(command[3:], environment) if own else None,
             )  # fmt: skip
 
@@ -72,13 +67,14 @@ class Terminal:
             assert time.monotonic() < ends, f"no {what} in:\n{self.text}"
             self._read()
 
-    def type(self, keys: str) -> None:
-        """Types keys: `\\r` is Enter."""
+    def type(self, keys: str, shows: str = "", times: int = 1) -> None:
+        """Types keys, of which `\\r` is Enter, and waits until a text was shown at least this many times."""
         self.child.send(keys)
+        self.expect(shows, times)
 
-    def paste(self, text: str) -> None:
+    def paste(self, text: str, shows: str = "", times: int = 1) -> None:
         """Pastes, as a terminal with bracketed paste does."""
-        self.child.send("\x1b[200~" + text.replace("\n", "\r") + "\x1b[201~")
+        self.type("\x1b[200~" + text.replace("\n", "\r") + "\x1b[201~", shows, times)
 
     def resize(self, width: int, height: int = 24) -> None:
         """Changes the window's size."""
@@ -113,5 +109,15 @@ def on_terminal(*arguments: str | Path, width: int = 80, height: int = 24, **env
     """A finished run of gptcli on a terminal."""
     variables = os.environ | {"TERM": "xterm-256color"} | environment
     terminal = Terminal(*GPTCLI, *map(str, arguments), environment=variables, width=width, height=height)
+    terminal.finish()
+    return terminal
+
+
+def show(
+    script: Script, *options: str, prompt: str = "a", width: int = 80, answer: str = "", **environment: str
+) -> Terminal:
+    """A finished run of `gptcli generate` on a terminal, with a scripted model."""
+    given = script.environment() | environment
+    terminal = Terminal(*SCRIPTED, "generate", prompt, *options, environment=given, width=width, answer=answer)
     terminal.finish()
     return terminal

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from gptcli.cli.terminal.background import BackgroundAnswers, Rgb, background_of_environment, contrast, readable
 from tests.cli.chatting import Chat, said
-from tests.cli.conftest import SCRIPTED
 from tests.cli.scripted import Script
-from tests.cli.terminal.pty_terminal import QUESTION, Terminal
+from tests.cli.terminal.pty_terminal import QUESTION, Terminal, show
 
 CODE = Script(pieces=list("`code`\n\n```python\n@a\ndef f(x: int):  # c\n    return x + 'y' + 1\n```\n"))
 DARK, LIGHT = "1e1e/1e1e/2e2e", "fdfd/f6f6/e3e3"
 TERMINAL = "\x1b[?62;22c"  # what a terminal answers to DA1
+
+
+generate = partial(show, CODE)
 
 
 def answer(colour: str) -> str:
@@ -28,13 +32,6 @@ def colours(terminal: Terminal) -> set[str]:
     """The colours of characters on the screen, as hexadecimal digits."""
     rows = terminal.screen.buffer.values()
     return {cell.fg for row in rows for cell in row.values() if len(cell.fg) == 6 and cell.data != " "}
-
-
-def generate(*options: str, answer: str = "", **environment: str) -> Terminal:
-    given = CODE.environment() | environment
-    terminal = Terminal(*SCRIPTED, "generate", "a", *options, environment=given, answer=answer)
-    terminal.finish()
-    return terminal
 
 
 @pytest.mark.parametrize("background", ["000000", "1e1e2e", "2e3440", "002b36", "ffffff", "fdf6e3", "e1e2e7", "808080"])
@@ -75,13 +72,8 @@ def test_the_escape_key_does_not_wait_once_the_terminal_has_answered() -> None:
 @pytest.mark.parametrize(
     ("value", "light"),
     [
-        ("15;0", False),
-        ("0;15", True),
-        ("0;default;7", True),
-        ("7;8", False),
-        ("", None),
-        ("default", None),
-        ("15;default", None),
+        *(("15;0", False), ("0;15", True), ("0;default;7", True), ("7;8", False)),
+        *(("", None), ("default", None), ("15;default", None)),
     ],
 )
 def test_colorfgbg_names_the_background(value: str, light: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,8 +100,7 @@ class TestPrograms:
     @pytest.mark.parametrize("late", [answer(LIGHT), TERMINAL])
     def test_a_late_answer_is_no_text(self, late: str) -> None:
         chat = Chat(CODE).ready()
-        chat.type("que")
-        chat.expect("> que")
+        chat.type("que", "> que")
         chat.type(late)
         chat.ask("stion")
         assert chat.leave() == 0

@@ -37,30 +37,34 @@ DOCUMENTS = {
 }
 
 
-def console(width: int = 40, *, height: int = 10) -> Console:
+def console(width: int = 40, height: int = 10) -> Console:
     return Console(file=io.StringIO(), force_terminal=True, width=width, height=height, color_system="standard")
 
 
 def written(console: Console) -> str:
-    assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
-def lines(output: str, *, height: int = 10) -> list[str]:
+def lines(output: str) -> list[str]:
     """All lines of a terminal of 40 columns, scrolled off or not, up to the last that is not blank."""
-    screen = pyte.HistoryScreen(40, height, history=1000)
+    screen = pyte.HistoryScreen(40, 10, history=1000)
     pyte.Stream(screen).feed(output.replace("\n", "\r\n"))
     assert not screen.cursor.hidden
     above = ["".join(line[column].data for column in range(40)) for line in screen.history.top]
     return "\n".join(line.rstrip() for line in [*above, *screen.display]).rstrip().split("\n")
 
 
-def streamed(pieces: list[str]) -> list[str]:
-    shown = console()
+def written_of(*pieces: str, width: int = 40, height: int = 10) -> str:
+    """What a stream of Markdown writes."""
+    shown = console(width, height)
     with MarkdownStream(shown) as stream:
         for piece in pieces:
             stream.write(piece)
-    return lines(written(shown))
+    return written(shown)
+
+
+def streamed(*pieces: str) -> list[str]:
+    return lines(written_of(*pieces))
 
 
 def at_once(document: str) -> list[str]:
@@ -79,12 +83,10 @@ def draw_at_every_text(monkeypatch: pytest.MonkeyPatch, frame_s: float = -1) -> 
 
 @pytest.mark.parametrize("frame_s", [-1, 1e9], ids=["every frame", "no frame"])
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_a_streamed_document_looks_as_if_it_came_at_once(
-    name: str, frame_s: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_streamed_document_looks_as_at_once(name: str, frame_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_at_every_text(monkeypatch, frame_s)
     document = DOCUMENTS[name]
-    assert streamed(list(document)) == at_once(document)
+    assert streamed(*document) == at_once(document)
 
 
 def test_the_pieces_make_no_difference() -> None:
@@ -93,28 +95,24 @@ def test_the_pieces_make_no_difference() -> None:
         cut = random.Random(seed)
         borders = sorted(cut.sample(range(len(document)), 60))
         pieces = [document[start:end] for start, end in zip([0, *borders], [*borders, len(document)], strict=True)]
-        assert streamed(pieces) == at_once(document)
+        assert streamed(*pieces) == at_once(document)
 
 
 def test_html_is_shown_as_text() -> None:
-    assert streamed(["<think>\nwhat\n</think>\n\nSo <b>bold</b>"]) == ["<think> what </think>", "", "So <b>bold</b>"]
+    assert streamed("<think>\nwhat\n</think>\n\nSo <b>bold</b>") == ["<think> what </think>", "", "So <b>bold</b>"]
 
 
 @pytest.mark.parametrize("text", ["\x1b[2Ja\x9b\u202eb", "&#8238;a &#12; &#x85; &rlm;b", "```\n\x1b]0;x\x07\n```"])
 def test_no_text_drives_the_terminal(text: str) -> None:
-    shown = console()
-    with MarkdownStream(shown) as stream:
-        stream.write(text)
-    for forbidden in ("\x1b[2J", "\x1b]", "\x07", "\x0c", "\x85", "\x9b", "\u202e", "\u200f"):
-        assert forbidden not in written(shown)
+    driving = ("\x1b[2J", "\x1b]", "\x07", "\x0c", "\x85", "\x9b", "\u202e", "\u200f")
+    assert not any(each in written_of(text) for each in driving)
 
 
 @pytest.mark.parametrize("width", [1, 2, 5, 20])
 def test_a_narrow_terminal_works(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_at_every_text(monkeypatch)
     for document in DOCUMENTS.values():
-        with MarkdownStream(console(width, height=1)) as stream:
-            stream.write(document)
+        written_of(document, width=width, height=1)
 
 
 def test_a_window_that_shrinks_just_after_a_drawing_keeps_what_is_above(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,10 +171,23 @@ def test_code_is_not_padded_filled_or_cut() -> None:
     assert not re.search(r"\x1b\[[\d;]*4\d[;m]", written(shown))
 
 
+@pytest.mark.parametrize("before", ["", "- ", "> ", "| a |\n|---|\n| see "])
+def test_a_long_url_is_not_cut(before: str) -> None:
+    url = "https://example.org/" + "a/long/path/" * 4 + "end."
+    shown = console()
+    with MarkdownStream(shown) as stream:
+        stream.write(f"{before}It is at {url} and more is said behind it.")
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", written(shown))
+    assert {line.strip(" •▌") for line in plain.split("\n") if "://" in line} == {url}
+
+
+def test_a_word_that_is_no_url_is_folded() -> None:
+    assert [line.strip() for line in streamed(["An " + "a" * 90])] == ["An", "a" * 40, "a" * 40, "a" * 10]
+
+
 def test_text_is_at_most_100_columns_wide_and_at_the_left() -> None:
-    document = (
-        "# Title\n\n" + "word " * 100 + "\n\n- " + "word " * 100 + "\n\n| a | b |\n|-|-|\n| x | " + "word " * 90 + "|"
-    )
+    words = "word " * 100
+    document = f"# Title\n\n{words}\n\n- {words}\n\n| a | b |\n|-|-|\n| x | {words}|"
     shown = drawn(document, 200)
     assert shown[0] == "Title"
     assert 95 < max(map(len, shown)) <= 100

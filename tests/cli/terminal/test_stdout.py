@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import pty
 import sys
-import threading
 import unicodedata
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import BinaryIO
 
 import pytest
 from hypothesis import given
@@ -37,29 +40,31 @@ def test_harmless_characters_stay(text: str) -> None:
     assert clean(text + "\t\n\u200d\ufe0f\u0301") == text + "\t\n\u200d\ufe0f\u0301"
 
 
+@contextmanager
+def stdout_piped() -> Iterator[BinaryIO]:
+    """Makes stdout a pipe; yields its other end."""
+    reader, writer = os.pipe()
+    with open(writer, "w") as stdout, open(reader, "rb") as piped, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)
+        yield piped
+
+
 @given(st.lists(st.binary()))
 def test_a_pipe_gets_exactly_the_bytes(pieces: list[bytes]) -> None:
-    reader, writer = os.pipe()
-    with pytest.MonkeyPatch.context() as patch, open(writer, "w") as stdout, open(reader, "rb") as piped:
-        patch.setattr(sys, "stdout", stdout)
+    with stdout_piped() as piped:
         sink = StdoutSink()
         for piece in pieces:
             sink.write(piece)
-        stdout.close()
+        sys.stdout.close()
         assert piped.read() == b"".join(pieces)
 
 
 def test_a_text_larger_than_the_pipe_arrives_whole() -> None:
-    reader, writer = os.pipe()
-    received: list[bytes] = []
-    with open(writer, "w") as stdout, open(reader, "rb") as piped, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "stdout", stdout)
-        thread = threading.Thread(target=lambda: received.append(piped.read()))
-        thread.start()
+    with stdout_piped() as piped, ThreadPoolExecutor() as pool:
+        received = pool.submit(piped.read)
         StdoutSink().write(b"x" * 1_000_000)
-        stdout.close()
-        thread.join()
-    assert received == [b"x" * 1_000_000]
+        sys.stdout.close()
+        assert received.result() == b"x" * 1_000_000
 
 
 def test_a_terminal_gets_the_cleaned_text(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,14 +84,11 @@ def test_a_terminal_gets_the_cleaned_text(monkeypatch: pytest.MonkeyPatch) -> No
     os.close(ours)
 
 
-def test_text_printed_before_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    reader, writer = os.pipe()
-    with open(writer, "w") as stdout, open(reader, "rb") as piped:
-        monkeypatch.setattr(sys, "stdout", stdout)
+def test_text_printed_before_comes_first() -> None:
+    with stdout_piped() as piped:
         print("before")
         StdoutSink().write(b"after")
-        assert piped.read(12) == b"before\nafter"[:12]
-        monkeypatch.undo()
+        assert piped.read(12) == b"before\nafter"
 
 
 def test_closed_stdout_is_an_output_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,28 +5,10 @@ from __future__ import annotations
 import pytest
 
 from gptcli.cli.terminal.columns import wrapped
-from tests.cli.conftest import SCRIPTED
 from tests.cli.scripted import Script
-from tests.cli.terminal.pty_terminal import Terminal
+from tests.cli.terminal.pty_terminal import show
 
 pytestmark = pytest.mark.usefixtures("tiny_by_default")
-
-
-def show(
-    script: Script, *options: str, prompt: bool = True, width: int = 80, height: int = 24, **environment: str
-) -> Terminal:
-    """A finished run on a terminal. prompt: of one letter, before the options."""
-    terminal = Terminal(
-        *SCRIPTED,
-        "generate",
-        *(["a"] if prompt else []),
-        *options,
-        environment=script.environment() | environment,
-        width=width,
-        height=height,
-    )
-    terminal.finish()
-    return terminal
 
 
 def test_a_missing_newline_is_added() -> None:
@@ -44,52 +26,44 @@ def test_a_cut_text_says_so() -> None:
     cut = Script(pieces=["one ", "two"], reason="length")
     assert show(cut, "-n", "2").lines[1] == "gptcli: note: cut at 2 tokens; -n sets how many"
     assert show(cut).lines[1] == "gptcli: note: cut: the context is full"
+    one = Script(pieces=["one"], reason="length")
+    assert show(one, "-n", "1").lines[1] == "gptcli: note: cut at 1 token; -n sets how many"
 
 
 def test_a_question_that_was_only_continued_gets_a_hint() -> None:
-    terminal = show(Script(pieces=["Because."]), "Why?", prompt=False)
-    assert terminal.lines[1] == "gptcli: note: this continued the question; --chat asks it"
-    assert show(Script(pieces=["Because."]), "Why?", "--chat", prompt=False).lines == ["Because."]
+    because = Script(pieces=["Because."])
+    assert show(because, prompt="Why?").lines[1] == "gptcli: note: this continued the question; --chat asks it"
+    assert show(because, "--chat", prompt="Why?").lines == ["Because."]
 
 
 def test_control_characters_are_shown_and_not_obeyed() -> None:
-    terminal = show(
-        Script(pieces=["a\x1b", "[31m", "\x1b]0;title\x07", "\x9b2J", "b\rc\x08\x00\x7f", "\u202ed\u2066e"])
-    )
+    pieces = ["a\x1b", "[31m", "\x1b]0;title\x07", "\x9b2J", "b\rc\x08\x00\x7f", "\u202ed\u2066e"]
+    terminal = show(Script(pieces=pieces))
     assert terminal.text == "a␛[31m␛]0;title␇\\x9b2Jb␍c␈␀␡<U+202E>d<U+2066>e"
     assert b"\x1b" not in terminal.raw
     assert terminal.screen.title == ""
 
 
-def test_joined_emoji_and_combining_marks_stay_whole() -> None:
-    text = "👩‍🚀 ❤️ é नि"
+@pytest.mark.parametrize("text", ["text", "👩‍🚀 ❤️ é नि", "[red]a[/b] :smile: https://x.example"])
+def test_text_is_shown_as_it_is_and_at_once(text: str) -> None:
     assert show(Script(pieces=[text])).raw.decode() == text + "\r\n"
-
-
-def test_markup_of_rich_is_text() -> None:
-    assert show(Script(pieces=["[red]a[/b] :smile: https://x.example"])).text == "[red]a[/b] :smile: https://x.example"
 
 
 @pytest.mark.parametrize("slow", [{"load_s": 0.3}, {"prefill_s": 0.3}])
 @pytest.mark.parametrize("options", [["--echo"], ["--markdown"]])
 def test_progress_is_shown_and_then_erased(slow: dict[str, float], options: list[str]) -> None:
-    terminal = show(Script(pieces=["text ", "and more"], **slow), *options)  # type: ignore[arg-type]
+    terminal = show(Script(pieces=["text ", "and more"], **slow), *options)
     assert ("loading tiny" if "load_s" in slow else "prefill").encode() in terminal.raw
     assert terminal.lines == ["atext and more" if "--echo" in options else "text and more"]
 
 
 def test_progress_shows_how_far_it_is() -> None:
-    assert "━━━━━━──────────────  100 MB/300 MB".replace("  ", " ").encode() in show(Script(load_s=0.4)).raw
+    assert "━━━━━━────────────── 100 MB/300 MB".encode() in show(Script(load_s=0.4)).raw
 
 
-def test_what_is_quick_shows_no_progress() -> None:
-    assert show(Script(pieces=["text"])).raw == b"text\r\n"
-
-
-@pytest.mark.parametrize("options", [["-q"], []])
-def test_quiet_and_dumb_terminals_show_no_progress(options: list[str]) -> None:
+def test_quiet_and_dumb_terminals_show_no_progress() -> None:
     script = Script(load_s=0.4, pieces=["text"])
-    assert show(script, *options, TERM="xterm-256color" if options else "dumb").raw == b"text\r\n"
+    assert show(script, "-q").raw == show(script, TERM="dumb").raw == b"text\r\n"
 
 
 @pytest.mark.parametrize("width", [1, 20])
@@ -109,6 +83,7 @@ def test_errors_are_coloured_unless_asked_not_to() -> None:
     assert b"\x1b[1;31mgptcli: error:" in show(Script(), "-t", "nan").raw
     assert b"31m" not in show(Script(), "-t", "nan", NO_COLOR="1").raw
     assert b"\x1b" not in show(Script(), "-t", "nan", TERM="dumb").raw
+    assert b"\x1b" not in show(Script(), "-t", "nan", TERM="").raw
 
 
 def test_an_error_is_wrapped_between_words() -> None:
@@ -132,12 +107,6 @@ def test_a_command_to_be_copied_is_never_split(columns: int, lines: list[str]) -
 
 
 DOCUMENT = "# Title\n\nSome *text*.\n\n- one\n- two\n\n```\ncode\n```\n"
-
-
-def test_markdown_is_drawn() -> None:
-    terminal = show(Script(pieces=list(DOCUMENT), piece_s=0.005), "--markdown")
-    assert terminal.text.split() == ["Title", "Some", "text.", "•", "one", "•", "two", "code"]
-    assert not terminal.screen.cursor.hidden
 
 
 def test_markdown_on_a_dumb_terminal_is_text() -> None:

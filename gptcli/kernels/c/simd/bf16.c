@@ -1,5 +1,5 @@
-/* Products in bf16 for the levels above AVX-512: AVX512-BF16 (Intel Cooper Lake, AMD Zen 4) and AMX (Intel from Sapphire
- * Rapids on). */
+/* Products in bf16 for the levels above AVX-512: AVX512-BF16 (Intel Cooper Lake, AMD Zen 4) and AMX (Intel from
+ * Sapphire Rapids on). */
 #include "../kernels.h"
 
 #if GPTCLI_X86 && GPTCLI_BF16
