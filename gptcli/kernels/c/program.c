@@ -5,12 +5,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TOKENS_AT_ONCE = 16 }; /* that a thread takes */
+enum {
+    TOKENS_AT_ONCE = 16, /* that a thread takes */
+    FEW_AT_ONCE = 4,     /* of operations that take longer, or wait for memory */
+};
 
 typedef struct {
     TokenOp *run;
     const Op *op;
     const Frame *frame;
+    int64_t at_once;
     atomic_llong next;
 } Share;
 
@@ -18,22 +22,24 @@ static void tokens_share(void *argument, int thread, int threads) {
     Share *share = argument;
     int64_t tokens = share->frame->tokens;
     (void)thread, (void)threads;
-    for (int64_t begin; (begin = atomic_fetch_add(&share->next, TOKENS_AT_ONCE)) < tokens;) {
-        int64_t end = begin + TOKENS_AT_ONCE;
+    for (int64_t begin; (begin = atomic_fetch_add(&share->next, share->at_once)) < tokens;) {
+        int64_t end = begin + share->at_once;
         share->run(share->op, share->frame, begin, end < tokens ? end : tokens);
     }
 }
 
-static void on_tokens(TokenOp *run, const Op *op, const Frame *frame) {
-    if (frame->tokens <= TOKENS_AT_ONCE) {
+static void in_parts(TokenOp *run, const Op *op, const Frame *frame, int64_t at_once) {
+    if (frame->tokens <= at_once) {
         run(op, frame, 0, frame->tokens);
         return;
     }
-    Share share = {run, op, frame, 0};
+    Share share = {run, op, frame, at_once, 0};
     pool_lock();
     pool_share(tokens_share, &share);
     pool_unlock();
 }
+
+static void on_tokens(TokenOp *run, const Op *op, const Frame *frame) { in_parts(run, op, frame, TOKENS_AT_ONCE); }
 
 static void embed(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
     for (int64_t token = begin; token < end; token++) {
@@ -275,7 +281,7 @@ static int attend_many(const Op *op, const Frame *frame, int64_t text) {
 static int attend(const Op *op, const Frame *frame) {
     Attention *tokens = malloc((size_t)frame->tokens * sizeof *tokens);
     if (tokens == NULL) return -1;
-    if (!op->borrows) on_tokens(store_heads, op, frame);
+    if (!op->borrows) in_parts(store_heads, op, frame, FEW_AT_ONCE);
     int64_t count = 0;
     int status = 0;
     for (int64_t text = 0; text < frame->texts && status == 0; text++) {
@@ -343,7 +349,7 @@ static int run_op(const Op *op, const Frame *frame) {
     case ATTEND: return attend(op, frame);
     case CONVOLVE: on_tokens(convolve, op, frame); keep_tails(op, frame); return 0;
     case RECUR: recur_heads(op, frame); return 0;
-    case ACTIVATE: on_tokens(activate, op, frame); return 0;
+    case ACTIVATE: in_parts(activate, op, frame, FEW_AT_ONCE); return 0;
     case XIELU: on_tokens(xielu, op, frame); return 0;
     case CUT_OFF: on_tokens(cut_off, op, frame); return 0;
     case MULTIPLY: on_tokens(multiply, op, frame); return 0;

@@ -274,7 +274,7 @@ static void check_share(void *argument, int thread, int threads) {
 }
 
 int gptcli_all_finite(const float *values, int64_t size) {
-    enum { SHARED = 1 << 20 }; /* values that are worth sharing */
+    enum { SHARED = 1 << 18 }; /* values that are worth sharing */
     if (size < SHARED) return !is_odd(values, size);
     Checked job = {values, 0};
     pool_lock();
