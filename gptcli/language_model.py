@@ -219,12 +219,13 @@ class LanguageModel(OpenedModel):
         """Completes texts together; yields each with the index of its request as soon as it has ended.
 
         A request starts once there is room; None means that none has come yet. A request that fails yields its error.
-        Anything else, such as an error, is yielded unchanged. Each text is what it would be alone, except for the
-        rounding of sums. Nothing is drafted.
+        Anything else, such as an error, is yielded unchanged. Each text is what it would be alone, except for
+        rounding. Nothing is drafted.
 
-        parallel: how many texts share a step at most; None for as many as gain by it and fit into the memory. ordered:
-        yields them in the order of the requests. cancelled: once true, running texts end with reason "interrupt", and
-        no request starts. wait: called while nothing runs and no request has come; returns after a while.
+        parallel: how many texts share a step at most; None for as many as still get faster and fit into the memory.
+        ordered: yields them in the order of the requests. cancelled: once true, running texts end with reason
+        "interrupt", and no request starts. wait: called while nothing runs and no request has come; returns
+        after a while.
 
         An error while reading the requests is raised once those before it are answered.
         """

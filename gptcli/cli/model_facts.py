@@ -6,6 +6,7 @@ from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 from gptcli.checkpoint.generation_config import generation_source
+from gptcli.errors import GptcliError
 from gptcli.language_model import LanguageModel
 from gptcli.settings import SamplingConfig
 from gptcli.text.tokenizer import Tokenizer
@@ -19,6 +20,14 @@ def doubled_bos(tokenizer: Tokenizer, ids: Sequence[int]) -> str | None:
     name = tokenizer.token_name(first[0])
     begins = name == tokenizer.named_tokens.get("bos_token") or first[0] in tokenizer.surroundings[0]
     return name if begins else None
+
+
+def has_template(lm: LanguageModel) -> bool:
+    """Whether a model has a chat template that can be read."""
+    try:
+        return bool(lm.template)
+    except GptcliError:
+        return False
 
 
 def stop_sources(lm: LanguageModel) -> dict[str, Sequence[int]]:

@@ -10,7 +10,7 @@ from typing import Any, Unpack
 import psutil
 
 from gptcli.cli.json_records import json_line
-from gptcli.cli.model_facts import doubled_bos, sampling_facts, stop_sources, weight_bytes
+from gptcli.cli.model_facts import doubled_bos, has_template, sampling_facts, stop_sources, weight_bytes
 from gptcli.cli.options import OutputOptions
 from gptcli.cli.terminal.capabilities import uses_colour
 from gptcli.cli.terminal.columns import terminal_columns
@@ -18,7 +18,6 @@ from gptcli.cli.terminal.stderr import print_note, size
 from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.terminal.tables import print_records, spelled
 from gptcli.cli.terminal.token_flow import TokenFlow, grouped, spell
-from gptcli.errors import NoTemplate
 from gptcli.language_model import LanguageModel
 from gptcli.settings import SamplingConfig, StopConfig
 from gptcli.text.chat_template import ChatTemplate, Switches
@@ -164,7 +163,7 @@ def _notes(lm: LanguageModel, prompt: GivenPrompt, stopping: StopConfig, wanted:
         notes.append(f"the text begins with {bos} twice (from: {where}), which no model was trained on")
     if prompt.template is not None and head and prompt.ids[: len(head)] != head:
         notes.append(f"the template does not begin with {tokenizer.token_name(head[0])}, as raw texts do")
-    if prompt.template is None and _has_template(lm):
+    if prompt.template is None and has_template(lm):
         notes.append("this model has a chat template, and the prompt is raw text to continue; --chat asks a question")
     if prompt.spelled:
         hint = "" if prompt.template else "; --special reads it as the token"
@@ -185,10 +184,3 @@ def _notes(lm: LanguageModel, prompt: GivenPrompt, stopping: StopConfig, wanted:
     elif stopping.ignore_eos:
         notes.append("--ignore-eos: the tokens that end a text are never drawn")
     return notes
-
-
-def _has_template(lm: LanguageModel) -> bool:
-    try:
-        return bool(lm.template)
-    except NoTemplate:
-        return False

@@ -10,13 +10,13 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, cast
 
 from gptcli.cli.json_records import json_line, stats_record
-from gptcli.cli.model_facts import doubled_bos
+from gptcli.cli.model_facts import doubled_bos, has_template
 from gptcli.cli.options import OutputOptions, PromptOptions, RuntimeOptions
 from gptcli.cli.prompt_input import Decoding, argument_text, read_prompt, read_text
 from gptcli.cli.template_choice import chosen_template
 from gptcli.cli.terminal.signals import deadly
 from gptcli.cli.terminal.stderr import ProgressLine, print_line, print_note, stats_line
-from gptcli.errors import GptcliError, TemplateError, UsageError
+from gptcli.errors import TemplateError, UsageError
 from gptcli.generation.events import Finished
 from gptcli.language_model import ChatSession, LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL, missing_root_notes
@@ -128,7 +128,7 @@ class RunOptions:
             self.note("cut at a stop text, so it may not be what it had to be")
         if constrained or not all(stream and stream.isatty() for stream in (sys.stdout, sys.stderr)):
             return
-        to_ask = question is not None and _has_template(lm)
+        to_ask = question is not None and has_template(lm)
         if not finished.usage.completion_tokens and finished.reason == "stop":
             self.note(f"the model ended at once{'; --chat asks it a question' if to_ask else ''}")
         elif to_ask and question is not None and question.rstrip().endswith("?"):
@@ -200,10 +200,3 @@ def note_unheld(use: ToolUse | None, note: Callable[[str], None]) -> None:
     """Notes that strict tools are not enforced."""
     if use is not None and use.unheld:
         note("strict tools are not held to their schemas: this model marks no beginning of a call")
-
-
-def _has_template(lm: LanguageModel) -> bool:
-    try:
-        return bool(lm.template)
-    except GptcliError:
-        return False

@@ -78,7 +78,7 @@ class CompletionFactory:
         from gptcli.generation.completion import Completion
 
         tokens = None if stop.max_tokens < 0 else len(prompt) + stop.max_tokens
-        engine = engine_for(Workload(len(samplings), explain or not all(map(native_can_sample, samplings)), tokens))
+        engine = engine_for(Workload(explain or not all(map(native_can_sample, samplings)), tokens))
         banned = self._stop_ids if stop.ignore_eos else frozenset[int]()
         sampler = partial(
             make_sampler, engine.library, self._tokenizer, banned=banned, logprobs=logprobs, explain=explain

@@ -15,7 +15,8 @@ from gptcli.model.common_prefix import common_length
 from gptcli.runtime.engine import Cache, Engine, Extension, Progress, PromptCache, TokenScore, no_progress
 from gptcli.text.tokenizer import Tokenizer
 
-_STEP_TOKENS, _MOST_TEXTS = 512, 64  # that share a step, of which all logits are kept
+_STEP_TOKENS = 512  # of a step's texts, together
+_MOST_TEXTS = 64  # in a step, which keeps all their logits
 _Item = TypeVar("_Item")
 
 
@@ -31,7 +32,7 @@ class Window:
 def windows(tokens: int, context: int, stride: int, first: int = 1) -> Iterator[Window]:
     """Windows that score every token from `first` on once, in order.
 
-    A window runs at most `context` tokens; the last one it scores need not be among them. The first window scores all
+    A window runs at most `context` tokens; its last token is scored, and need not be run. The first window scores all
     it can, each further one `stride` tokens, given as many as fit: context - stride + 1 at least.
     """
     end = min(tokens, context + 1)
@@ -54,8 +55,8 @@ def score(
 ) -> Score:
     """Scores a text of at least a token, and `size` bytes.
 
-    head: what of it the tokenizer puts before a text, such as BOS, which begins every window. on_progress: tokens done
-    and in all.
+    head: the tokens that the tokenizer puts before a text, such as BOS; every window begins with them. on_progress:
+    tokens done, and in all.
     """
     unscored, found = max(1, len(head)), list[TokenScore]()
     own_cache = (cache or PromptCache()).for_engine(engine)
@@ -70,7 +71,7 @@ def score(
 def score_many(
     engine: Engine, tokenizer: Tokenizer, texts: Iterable[str], *, stride: int, special: bool, top: int
 ) -> Iterator[Score]:
-    """Scores texts, as `score` does; short ones share steps. What comes before a text that fails is yielded."""
+    """Scores texts, as `score` does; short ones share steps. Scores before a text that fails are yielded."""
     before, caches = len(tokenizer.surroundings[0]), list[Cache]()
     unscored = max(1, before)
     encoded = ((len(text.encode()), tokenizer.encode(text, special=special)) for text in texts)
@@ -128,7 +129,7 @@ def choose(
 
     Raises UsageError for a choice that adds nothing and for a prompt without tokens, and ContextOverflow.
     """
-    shared, endings = _fitting(engine, tokenizer, prompt, choices, special)
+    shared, endings = _checked_prefix(engine, tokenizer, prompt, choices, special)
     own_cache = (cache or PromptCache()).for_engine(engine)
     logprobs = [
         [token.logprob for scores in _continued(engine, tokenizer, own_cache, shared, ending, 0) for token in scores]
@@ -142,7 +143,7 @@ def choose_many(
 ) -> Iterator[tuple[ChoiceScore, ...]]:
     """As `choose`, for each prompt: they share steps, and what they begin with in common is run once."""
     pool = CachePool(engine)
-    asked = (_fitting(engine, tokenizer, prompt, choices, special) for prompt in prompts)
+    asked = (_checked_prefix(engine, tokenizer, prompt, choices, special) for prompt in prompts)
     for group in _groups(asked, lambda each: len(each[0]) - pool.most_common(each[0]) + max(map(len, each[1]))):
         caches = [pool.take(shared[:-1]) for shared, _ in group]
         for (shared, _), own in zip(group, caches, strict=True):
@@ -164,10 +165,10 @@ def choose_many(
             yield _chosen(choices, endings, [[token.logprob for token in own] for own in scores])
 
 
-def _fitting(
+def _checked_prefix(
     engine: Engine, tokenizer: Tokenizer, prompt: str | Sequence[int], choices: Sequence[str], special: bool
 ) -> tuple[list[int], list[list[int]]]:
-    """What `_common_prefix` finds. Raises ContextOverflow if the context does not hold it, and as that does."""
+    """What `_common_prefix` finds and raises. Raises ContextOverflow if the context does not hold it."""
     shared, endings = _common_prefix(tokenizer, prompt, choices, special)
     longest = len(shared) + max(map(len, endings)) - 1
     if longest > engine.ctx_size:

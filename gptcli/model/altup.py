@@ -12,7 +12,7 @@ from gptcli.model.config import AltUpConfig, NormConfig
 from gptcli.model.linear import Linear
 from gptcli.model.norm import Norm
 
-LEAST_SQUARE = 1e-5  # least mean square of a stream: its root is divided by
+LEAST_SQUARE = 1e-5  # a stream's mean square, whose root divides it, counts as at least this
 
 
 class Streams(nn.Module):
@@ -59,10 +59,10 @@ class AltUp(nn.Module):
         predicted: Tensor = streams + torch.einsum("btij,jbth->ibth", shares, streams)
         return predicted
 
-    def correct(self, predicted: Tensor, ran: Tensor) -> Tensor:
+    def correct(self, predicted: Tensor, output: Tensor) -> Tensor:
         """All streams (streams, B, T, hidden), from the predicted ones and the layer's output (B, T, hidden)."""
-        shares = self.correction(self._modalities(ran)) + 1
-        corrected: Tensor = predicted + (ran - predicted[self.config.active]) * shares.movedim(-1, 0)[..., None]
+        shares = self.correction(self._modalities(output)) + 1
+        corrected: Tensor = predicted + (output - predicted[self.config.active]) * shares.movedim(-1, 0)[..., None]
         return corrected
 
     def _modalities(self, x: Tensor) -> Tensor:

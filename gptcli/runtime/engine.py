@@ -53,11 +53,10 @@ class RunKeywords(ReplyKeywords, total=False):
 class Workload:
     """What will be asked of an engine. A smaller workload may start sooner.
 
-    texts: how many share steps. probabilities: whether logits are needed as tensors, to explain tokens. tokens: length
-    of the longest text with what is generated; None: the whole context.
+    probabilities: whether logits are needed as tensors, to explain tokens. tokens: length of the longest text with what
+    is generated; None: the whole context.
     """
 
-    texts: int = 1
     probabilities: bool = False
     tokens: int | None = None
 

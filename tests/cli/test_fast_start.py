@@ -47,10 +47,10 @@ def opened(path: Path, tokens: int = 0, device: str = "cpu", **runtime: Any) -> 
     return LanguageModel.open(str(path), RuntimeConfig(device=device, **runtime), workload=Workload(tokens=tokens))
 
 
-def loaded(path: Path, tokens: int, *, texts: int = 1, **runtime: Any) -> LanguageModel:
+def loaded(path: Path, tokens: int, **runtime: Any) -> LanguageModel:
     """A model that is loaded for texts of so many tokens, from a snapshot if there is one."""
     lm = opened(path, **runtime)
-    lm.load(workload=Workload(texts=texts, tokens=tokens))
+    lm.load(workload=Workload(tokens=tokens))
     return lm
 
 
@@ -151,7 +151,7 @@ def test_samples_of_a_snapshot_are_the_models(model: Path, overflow: Any, monkey
         return [list(stream)[-1].ids for stream in lm.streams(PROMPT, sampling.for_samples(7), stop)]
 
     whole = in_torch(model, ctx_size=64)
-    snapshot = loaded(model, len(PROMPT) + stop.max_tokens, texts=7, ctx_size=64)
+    snapshot = loaded(model, len(PROMPT) + stop.max_tokens, ctx_size=64)
     found = samples(snapshot)
     assert found == samples(whole)
     assert len(set(map(len, found))) > 1 or overflow == "shift"

@@ -55,7 +55,7 @@ class BatchOptions:
     parallel: Annotated[
         int | None,
         _batch_option(
-            "Texts that run together at most. (default: as many as gain by it and fit into the memory, 32 at most)",
+            "Texts that run together at most. (default: as many as still get faster and fit into memory, 32 at most)",
             min=1,
             metavar="N",
         ),

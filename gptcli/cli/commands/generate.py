@@ -80,7 +80,7 @@ def generate(
         return
     text = "" if said and prompt is None and prompts.file is None else run.question(prompt)
     sink = StdoutSink()
-    workload = Workload(samples, output.explain, None if stop.max_tokens < 0 else stop.max_tokens)
+    workload = Workload(output.explain, None if stop.max_tokens < 0 else stop.max_tokens)
     with ProgressLine(quiet=output.quiet) as activity, run.open_model(activity, workload) as lm:
         template = _template(run, lm)
         asked = _messages(lm, system, text, said)

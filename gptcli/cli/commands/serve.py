@@ -40,7 +40,8 @@ class ServerOptions:
     ] = -1
     queue: Annotated[int, _server_option("Requests that may run or wait; another gets status 429.", min=1)] = 64
     parallel: Annotated[
-        int | None, _server_option("Texts that share a step at most. (default: as many as gain by it and fit)", min=1)
+        int | None,
+        _server_option("Texts that share a step at most. (default: as many as still get faster and fit)", min=1),
     ] = None
     grace: Annotated[int, _server_option("Seconds that running requests have to end in, on SIGTERM.", min=0)] = 30
 

@@ -17,7 +17,7 @@ STEP_TOKENS = 512  # of a step at most, so that no text waits long for the promp
 
 
 class ContinuousBatch:
-    """Texts that share steps. parallel: how many at most; None: as many as gain by it and fit into the memory."""
+    """Texts that share steps. parallel: how many at most; None: as many as still get faster and fit into the memory."""
 
     def __init__(self, parallel: int | None = None) -> None:
         self._parallel = parallel

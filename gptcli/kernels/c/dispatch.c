@@ -81,7 +81,7 @@ static const Level *named(const char *name) {
     return strcmp(name, portable_level.name) == 0 ? &portable_level : NULL;
 }
 
-/* Intel multiplies vectors of bf16 no faster than fp32 ones, only tiles. */
+/* On Intel vectors of bf16 are multiplied no faster than those of fp32; only tiles are. */
 static int is_slow(const char *name) {
 #if GPTCLI_X86
     __builtin_cpu_init();

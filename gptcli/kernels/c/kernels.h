@@ -165,8 +165,8 @@ static inline int64_t blocks_of(const Matrix *matrix) { return (matrix->rows + B
 EXPORT Matrix *gptcli_matrix_dense(int kind, const void *weights, int64_t rows, int64_t columns);
 
 /* A packed copy of MLX's affine layout: q of (rows, columns * bits / 8) bytes, the lower column in the low nibble;
- * scales and biases of (rows, columns / group) in `constants` (a Kind). NULL: no memory, or an unsupported shape. */
-EXPORT Matrix *gptcli_matrix_affine(const uint8_t *q, const void *scales, const void *biases, int constants,
+ * scales and biases of (rows, columns / group), of a Kind. NULL: no memory, or an unsupported shape. */
+EXPORT Matrix *gptcli_matrix_affine(const uint8_t *q, const void *scales, const void *biases, int kind,
                                     int64_t rows, int64_t columns, int bits, int64_t group);
 
 /* The same from q of (rows, columns) bytes, in 5 or 6 bits, or in 4 bits with nested or looked up constants (a
@@ -341,7 +341,7 @@ EXPORT void gptcli_exp(const float *x, int64_t size, float *out);
 
 /* ---- what program.c runs ---- */
 
-/* The operations of a step, as lowering.py makes them of a decoder. Buffers have a row for each token. */
+/* The operations of a step, as runtime/lowering/ makes them of a decoder. Buffers have a row for each token. */
 typedef enum {
     EMBED,      /* out (size) = the token's row of matrix, or its first one if it has none, * factor, plus its
                    position's row of weight if given */
@@ -500,7 +500,7 @@ void recur_heads(const Op *op, const Frame *frame);
 
 /* INTERFACE is a checksum of the functions, structs and enums that Python knows; a test says what it must be. Python has
  * it, too, and refuses a library that was compiled from another header. */
-enum { INTERFACE = 0x87e0ffa6 };
+enum { INTERFACE = 0x32c937d3 };
 EXPORT int64_t gptcli_interface(void);
 
 /* Bytes of a struct: 0 Op, 1 Rotation, 2 Row, 3 Frame, 4 Draw, 5 Matrix, 6 Attention, 7 Passage. */

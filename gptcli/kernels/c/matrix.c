@@ -224,13 +224,13 @@ Matrix *gptcli_matrix_dense(int kind, const void *weights, int64_t rows, int64_t
         .kind = (Kind)kind, .rows = rows, .columns = columns, .block_bytes = block_bytes, .dense = weights});
 }
 
-Matrix *gptcli_matrix_affine(const uint8_t *q, const void *scales, const void *biases, int constants, int64_t rows,
+Matrix *gptcli_matrix_affine(const uint8_t *q, const void *scales, const void *biases, int kind, int64_t rows,
                              int64_t columns, int bits, int64_t group) {
     if ((bits != 4 && bits != 8) || group <= 0 || group % SEGMENT != 0 || columns % group != 0) return NULL;
     Matrix *matrix =
         matrix_new((Matrix){.kind = AFFINE, .bits = bits, .rows = rows, .columns = columns, .group = group});
     if (matrix == NULL) return NULL;
-    Packing packing = {matrix, q, scales, biases, (Kind)constants, 0, 0};
+    Packing packing = {matrix, q, scales, biases, (Kind)kind, 0, 0};
     pool_lock();
     matrix->constants = constants_of(&packing);
     int status = allocate(matrix);

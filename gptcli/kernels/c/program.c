@@ -88,14 +88,14 @@ static void activate(const Op *op, const Frame *frame, int64_t begin, int64_t en
     }
 }
 
-/* weight: what multiplies x^2 above 0 and e^x - 1 - x below, the slope at 0, and the greatest x that e^x is of. */
+/* weight: the factor of x^2 above 0, that of e^x - 1 - x below, the slope at 0, and the most that e^x is computed of. */
 static void xielu(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
     (void)frame;
-    const float above = op->weight[0], below = op->weight[1], slope = op->weight[2], least = op->weight[3];
+    const float above = op->weight[0], below = op->weight[1], slope = op->weight[2], most = op->weight[3];
     for (int64_t token = begin; token < end; token++) {
         const float *in = op->in + token * op->size;
         float *out = op->out + token * op->size;
-        for (int64_t i = 0; i < op->size; i++) out[i] = in[i] < least ? in[i] : least;
+        for (int64_t i = 0; i < op->size; i++) out[i] = in[i] < most ? in[i] : most;
         gptcli_exp(out, op->size, out);
         for (int64_t i = 0; i < op->size; i++) {
             float x = in[i], curve = x > 0 ? above * x * x : below * (out[i] - 1 - x);
@@ -186,13 +186,14 @@ static void lengthen(const Op *op, const Frame *frame, int64_t begin, int64_t en
     }
 }
 
-/* Where a block's keys of a text begin, and its values, which follow them. */
+/* Where a block's keys of a text begin. */
 static uint8_t *keys_of(const Op *op, const Row *row) { return row->memory + op->keys_at * row->room; }
 
 static const Row *row_of(const Op *op, const Frame *frame, int64_t text) {
     return &frame->rows[text * frame->windows + op->table];
 }
 
+/* Its values follow its keys, unless they are the keys. */
 static uint8_t *values_of(const Op *op, const Row *row) {
     if (op->keys != NULL) return keys_of(op, row);
     return keys_of(op, row) + op->kv_heads * head_bytes((CacheKind)op->cache_kind, op->size, row->room);
@@ -314,7 +315,8 @@ static int linear(const Op *op, const Frame *frame) {
     if (op->out != NULL)
         return linear_joined(op->matrices, op->rows, op->in, frame->tokens, may_round(matrix, frame), op->bias, op->out);
     int64_t columns = matrix->columns, first = frame->wanted_tokens[0];
-    float *in = (float *)op->in + first * columns; /* a buffer of the program, which nothing reads afterwards */
+    /* Of a buffer that nothing reads afterwards; wanted tokens ascend, so no row is overwritten before it moves. */
+    float *in = (float *)op->in + first * columns;
     for (int64_t i = 1; i < frame->wanted; i++)
         memmove(in + i * columns, op->in + frame->wanted_tokens[i] * columns, (size_t)columns * sizeof(float));
     if (frame->targets != NULL)
@@ -376,5 +378,5 @@ int64_t gptcli_interface(void) { return INTERFACE; }
 int64_t gptcli_record_bytes(int record) {
     const int64_t bytes[] = {sizeof(Op),   sizeof(Rotation), sizeof(Row),       sizeof(Frame),
                              sizeof(Draw), sizeof(Matrix),   sizeof(Attention), sizeof(Passage)};
-    return record >= 0 && record < 8 ? bytes[record] : -1;
+    return record >= 0 && record < (int)(sizeof bytes / sizeof *bytes) ? bytes[record] : -1;
 }

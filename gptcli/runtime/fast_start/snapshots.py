@@ -263,7 +263,7 @@ def _remove_old(directory: Path) -> None:
             if weights in kept or sum(path.suffix == WEIGHTS for path in kept) < _MOST_WEIGHTS:
                 kept |= {path, weights}
     abandoned = [path for path in directory.glob(f"*{UNFINISHED}") if path.stat().st_mtime < time.time() - 86_400]
-    old = [path for suffix in (_SUFFIX, WEIGHTS, ".prepared") for path in directory.glob(f"*{suffix}")]
+    old = [path for suffix in (_SUFFIX, WEIGHTS) for path in directory.glob(f"*{suffix}")]
     for path in [*abandoned, *old]:
         if path not in kept:
             path.unlink(missing_ok=True)

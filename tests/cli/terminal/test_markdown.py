@@ -182,7 +182,7 @@ def test_a_long_url_is_not_cut(before: str) -> None:
 
 
 def test_a_word_that_is_no_url_is_folded() -> None:
-    assert [line.strip() for line in streamed(["An " + "a" * 90])] == ["An", "a" * 40, "a" * 40, "a" * 10]
+    assert [line.strip() for line in streamed("An " + "a" * 90)] == ["An", "a" * 40, "a" * 40, "a" * 10]
 
 
 def test_text_is_at_most_100_columns_wide_and_at_the_left() -> None:

@@ -31,7 +31,7 @@
 
 enum {
     RING = 8,                         /* units under way, at least LATEST + 1; a power of two */
-    MULTIPLIED = 2, LATEST = 4,       /* units after which one that is unpacked is multiplied, and added */
+    MULTIPLIED = 2, LATEST = 4,       /* a unit is multiplied 2 units after it is unpacked, and added up after 4 */
     COLUMN_LINES = SEGMENT / 4,       /* of a segment's weights */
     LINES = TILE * MOST_TERMS,        /* of a unit's products, at most */
 };
@@ -54,7 +54,7 @@ typedef struct {
 INLINE int parts_of(const Constants constants) { return constants == NESTED_CENTRED ? 2 : 1; }
 INLINE int are_digits(const int terms) { return terms == DIGITS || terms == SHORT_DIGITS; }
 
-/* Of a token. */
+/* Lines of a token. */
 INLINE int lines_of(const int terms) { return are_digits(terms) ? (int)value_bytes(terms) / 2 : terms; }
 
 /* second: whether it is the second half of a segment. */

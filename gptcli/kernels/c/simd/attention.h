@@ -27,8 +27,8 @@ INLINE floats load_cached(const uint8_t *from, const int half) {
     return half ? float_of_halves(load_halves((const uint16_t *)from)) : load((const float *)from);
 }
 
-/* scores[head][position] = scale * q . k; keys and values: of the first position, in fp16 if `half`. A turn computes every TURNS-th of
- * LANES positions, so that the sums come out in order. */
+/* scores[head][position] = scale * q . k; keys and values: of the first position, in fp16 if `half`. A turn computes every
+ * TURNS-th of LANES positions, so that the sums come out in order. */
 INLINE void multiply_keys(const Attention *attention, const float *queries, const uint8_t *keys, const uint8_t *values,
                           int64_t positions, float scores[HEADS][RANGE], const int half, const int heads) {
     const int64_t head_dim = attention->head_dim, whole = head_dim / LANES * LANES;
