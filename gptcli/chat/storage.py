@@ -267,7 +267,10 @@ def _opened_alone(path: Path, name: str) -> AppendOnlyFile:
             raise OutputError(f"cannot open: {path}: {error.strerror}") from None
         if not file.try_lock():
             file.close()
-            raise OutputError(f"in use: session {name}: another gptcli has it open", hint="--fork opens a copy")
+            raise OutputError(
+                f"in use: session {name}: another gptcli has it open",
+                hint=f"{_CONTINUE} {shlex.quote(name)} --fork opens a copy",
+            )
         if file.is_at(path):
             return file
         file.close()  # its process has removed it between the two steps

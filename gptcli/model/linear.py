@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 _MOST_SLICES = 32
 _FEW_ROWS = 4  # with more, a plain product is as fast
-_PROBE, _TURNS = 1024, 5  # rows and columns of what is measured, and how often
+_PROBE_ROWS, _PROBE_COLUMNS, _TURNS = 8192, 1024, 5  # more than caches hold, as a step's weights are; how often
 
 
 class Linear(nn.Linear):
@@ -67,10 +67,11 @@ def _in_slices(x: Tensor, weight: Tensor, slices: int) -> Tensor:
 def _slices_are_faster(vectors: int, threads: int) -> bool:
     """Whether slices take at most four fifths of the time here: a closer race would change with every process.
 
-    The fastest of a few turns counts, since other processes only ever slow one down. That takes a few milliseconds.
+    The fastest of a few turns counts, since other processes only ever slow one down. That takes tens of milliseconds.
     """
     del threads  # a key only
-    weight, x = (torch.zeros(rows, _PROBE, dtype=torch.float32, device="cpu") for rows in (_PROBE, vectors))
+    shapes = [(rows, _PROBE_COLUMNS) for rows in (_PROBE_ROWS, vectors)]
+    weight, x = (torch.ones(shape, dtype=torch.float32, device="cpu") for shape in shapes)  # zeros would share a page
     ways = (lambda: F.linear(x, weight)), (lambda: _in_slices(x, weight, _MOST_SLICES))
     times = [[_seconds(way) for way in ways] for _ in range(_TURNS + 1)][1:]  # the first turn only warms up
     plain, sliced = (min(each) for each in zip(*times, strict=True))

@@ -22,6 +22,7 @@ from gptcli.cli.terminal.stderr import STOP_HINT
 from gptcli.cli.terminal.stdout import clean
 
 _FRAME_S = 1 / 15
+_SETTLED_S = 0.3  # tmux rewraps at once, but tells a new width up to a quarter of a second after it told the one before
 _REST = 10  # pause between frames, in drawing times
 # A terminal that sets one of these rewraps its screen when its width changes; others, such as xterm, do not.
 _REWRAPS = ("TERM_PROGRAM", "TMUX", "VTE_VERSION", "KITTY_WINDOW_ID", "ALACRITTY_WINDOW_ID", "KONSOLE_VERSION")
@@ -42,6 +43,7 @@ class MarkdownStream:
         self._blocks = Blocks(self._console, background)
         self._live: list[Text] = []  # the lines on the screen that will be redrawn, the cursor at their end
         self._width = self._console.width  # when they were drawn
+        self._seen = self._width  # at the last write
         self._next_frame = 0.0
         self._open = ""
         self._printed = 0  # lines of the open block that are printed for good
@@ -65,6 +67,9 @@ class MarkdownStream:
         """Takes the next text."""
         self._open += clean(text)
         begun = time.monotonic()
+        if self._seen != self._console.width:  # a window that is dragged may be narrower by now than it says
+            self._seen = self._console.width
+            self._next_frame = begun + _SETTLED_S
         if begun < self._next_frame:
             return
         latest = self._print_finished()

@@ -304,4 +304,5 @@ def test_exit_leaves(chat: Chat) -> None:
 
 
 def test_a_session_that_another_chat_has_open_is_refused(town: Chat) -> None:
-    assert "in use" in answer_to(Chat(HELLO).ready(), "/load town")[0]
+    refused = " ".join(answer_to(Chat(HELLO).ready(), "/load town"))
+    assert "in use" in refused and "gptcli chat --session town --fork opens a copy" in refused

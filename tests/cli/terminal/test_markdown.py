@@ -152,6 +152,18 @@ def test_the_beginning_of_a_tall_block_of_code_is_above_the_screen_once(monkeypa
         assert lines(written(shown)) == [f"line {number}" for number in range(30)] + [STOP_HINT]
 
 
+def test_nothing_is_drawn_while_a_window_is_dragged(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_at_every_text(monkeypatch)
+    shown = console()
+    with MarkdownStream(shown) as stream:
+        stream.write("some")
+        before = written(shown)
+        shown.width = 20
+        stream.write(" words")
+        assert written(shown) == before
+    assert lines(written(shown)) == ["some words"]
+
+
 def test_the_stop_hint_is_shown_while_an_answer_comes_and_then_vanishes() -> None:
     shown = console()
     with MarkdownStream(shown) as stream:
