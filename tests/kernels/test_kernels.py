@@ -746,13 +746,15 @@ def test_rounded_attention_to_one_key_among_many(kernels: Operations) -> None:
     assert_close(out, values[0, 200].expand(20, 2, -1), 1e-6)
 
 
+@pytest.mark.parametrize("sinks", [None, torch.zeros(2)], ids=["", "sinks"])
+@pytest.mark.parametrize("arithmetic", ["fp32", "rounded"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_attention_whose_products_may_be_rounded_keeps_what_is_not_finite_to_its_row(
-    kernels: Operations, value: float
+def test_attention_to_a_prompt_keeps_what_is_not_finite_to_its_row(
+    kernels: Operations, value: float, arithmetic: str, sinks: Tensor | None
 ) -> None:
     queries, (keys, values) = torch.randn(40, 2, 64), torch.randn(2, 1, 90, 64)
     queries[7, 1, 5] = value
-    out = kernels.passage(queries, keys, values, "rounded")
+    out = kernels.passage(queries, keys, values, arithmetic, sinks=sinks)
     assert not out[7, 1].isfinite().any()
     out[7, 1] = 0
     assert out.isfinite().all()

@@ -60,7 +60,7 @@ INLINE void weights_of_row(const Passage *passage, float *scores, int64_t begin,
     floats most = load(scores);
     for (int64_t i = LANES; i < SPAN; i += LANES) most = greatest(most, load(scores + i));
     float here = greatest_lane(most), now = here > *largest_score ? here : *largest_score;
-    if (now == -INFINITY) { /* the row has seen nothing yet */
+    if (now == -INFINITY && begin >= end) { /* the row has seen nothing yet; what it sees may be no number */
         memset(scores, 0, SPAN * sizeof(float));
         return;
     }
