@@ -102,7 +102,7 @@ class Library(Functions):
         """x @ W.T + bias: (..., columns) to (..., rows).
 
         In int8, x is rounded to signed 8 bits with a scale per 32 columns, and products are exact. In bf16, the weights
-        and more than 16 tokens are rounded to that. All else multiplies and adds in fp32, but for up to 16 tokens and
+        and more than 16 tokens are rounded to that. All else multiplies and adds in fp32, but for up to 32 tokens and
         packed weights, if it `rounds`, in 16 bits. Raises MemoryError.
         """
         x = contiguous(x)
