@@ -14,6 +14,7 @@ from torch import Tensor
 
 import gptcli
 from gptcli import LanguageModel
+from gptcli.errors import GptcliError
 from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.runtime.engine import Extension
 
@@ -36,8 +37,10 @@ def stepwise(lm: LanguageModel, texts: list[list[int]]) -> list[Tensor]:
     logits: list[list[Any]] = [[] for _ in texts]
     for tokens in zip(*texts, strict=True):
         together = engine.extend([Extension(cache, [token]) for cache, token in zip(caches, tokens, strict=True)])
-        for own, [row] in zip(logits, together, strict=True):  # type: ignore[misc]
-            own.append(row)
+        for own, rows in zip(logits, together, strict=True):
+            if isinstance(rows, GptcliError):
+                raise rows
+            own += rows
     return [torch.stack(own) for own in logits]
 
 

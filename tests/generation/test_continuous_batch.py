@@ -135,6 +135,12 @@ def finished(lm: LanguageModel, requests: list[Request]) -> list[tuple[Any, ...]
     return [facts(*outcome(events)) for events in heard.values()]
 
 
+@pytest.mark.parametrize("overflow", ["stop", "error", "shift"])
+def test_tokens_that_a_form_forces_end_where_the_context_does(lm: LanguageModel, overflow: str) -> None:
+    request = Request([9] * 6, regex="(abcd){30}", max_tokens=70, overflow=overflow, seed=1)
+    assert finished(lm, [request, Request([5], max_tokens=2, seed=1)])[0] == alone(lm, request)
+
+
 def test_a_common_beginning_is_run_once_and_a_prompt_waits_for_it(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,15 +57,19 @@ class Job:
         try:
             for ahead, own in zip([*tokens[len(tokens) - len(logits) + 1 :], None], logits, strict=True):
                 completion.take(own)
-                if self.ended or completion.history[-1] != ahead:
+                if self.ended or self._is_full or completion.history[-1] != ahead:
                     break
         except GptcliError as error:  # for example of a constraint that cannot be met
             completion.error = error
         if not self.ended:
             if self.uncached < 1:
                 cache.truncate(len(completion.history) - 1)
-            if len(completion.history) >= self.engine.ctx_size:
+            if self._is_full:
                 self._leave_the_context()
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self.completion.history) >= self.engine.ctx_size
 
     def _leave_the_context(self) -> None:
         completion = self.completion

@@ -86,7 +86,7 @@ typedef enum {
     FP32_PRODUCTS,
     BF16_PRODUCTS, /* rounds weights and activations to bf16, sums in fp32; as FP32_PRODUCTS at a level without them */
     INT8_PRODUCTS, /* activations are rounded to 8 bits */
-    ROUNDED_PRODUCTS, /* attention may round queries and keys to 16 bits, weights and values to bf16; scores, to bf16 */
+    ROUNDED_PRODUCTS, /* attention may round queries and keys to 16 bits, weights and values to bf16; scores, to 16 or 8 */
 } Arithmetic;
 
 struct Chunk;

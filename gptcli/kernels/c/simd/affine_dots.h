@@ -169,18 +169,18 @@ INLINE void affine_split_block(const Matrix *matrix, const Activations *x, int64
 }
 
 #if TILE_TOKENS >= 8
+/* How many of the tokens that are left a tile takes: the compiler must know their number. */
+INLINE int64_t tile_tokens(int64_t left) { return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
+
 /* As affine_block, for two terms. */
 INLINE void affine_short_block(const Matrix *matrix, const Activations *x, int64_t block, const Output *output,
                                const int bits, const Constants constants) {
-    for (int64_t token = 0; token < x->tokens;) {
-        int64_t left = x->tokens - token, count = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-        switch (count) {
+    for (int64_t token = 0, count; token < x->tokens; token += count)
+        switch (count = tile_tokens(x->tokens - token)) {
 #define TILE_OF(count) case count: affine_tile(matrix, x, block, token, output, bits, constants, 2, 1, count); break;
             TILE_OF(1) TILE_OF(2) TILE_OF(4) TILE_OF(8)
 #undef TILE_OF
         }
-        token += count;
-    }
 }
 #endif
 

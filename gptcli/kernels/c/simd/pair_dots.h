@@ -70,15 +70,12 @@ INLINE void pairs_range(const Matrix *matrix, const Activations *x, int64_t begi
                         const int bits, const Constants constants) {
     if (bits > MOST_PAIRED) return; /* see terms_of in linear.c */
     for (int64_t block = begin; block < end; block++)
-        for (int64_t token = 0, count; token < x->tokens; token += count) {
-            const int64_t left = x->tokens - token;
-            count = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-            switch (count) {
+        for (int64_t token = 0, count; token < x->tokens; token += count)
+            switch (count = tile_tokens(x->tokens - token)) {
 #define TILE_OF(count) case count: pairs_tile(matrix, x, block, token, output, bits, constants, count); break;
                 TILE_OF(1) TILE_OF(2) TILE_OF(4) TILE_OF(8)
 #undef TILE_OF
             }
-        }
 }
 
 /* One token to bf16, and the sums of its segments; see Activations. Of every four columns, those that add_pairs looks up
