@@ -15,7 +15,7 @@ from gptcli.cli.options import OutputOptions, PromptOptions, RuntimeOptions
 from gptcli.cli.prompt_input import Decoding, argument_text, read_prompt, read_text
 from gptcli.cli.template_choice import chosen_template
 from gptcli.cli.terminal.signals import deadly
-from gptcli.cli.terminal.stderr import ProgressLine, print_line, print_note, stats_line
+from gptcli.cli.terminal.stderr import ProgressLine, print_line, print_note, stats_line, tokens
 from gptcli.errors import TemplateError, UsageError
 from gptcli.generation.events import Finished
 from gptcli.language_model import ChatSession, LanguageModel
@@ -135,8 +135,7 @@ class RunOptions:
             self.note("this continued the question; --chat asks it")
         if finished.reason == "length":
             cut = finished.usage.completion_tokens == max_tokens
-            many = "1 token" if max_tokens == 1 else f"{max_tokens} tokens"
-            self.note(f"cut at {many}; -n sets how many" if cut else "cut: the context is full")
+            self.note(f"cut at {tokens(max_tokens)}; -n sets how many" if cut else "cut: the context is full")
 
     def switches(self, template: ChatTemplate) -> Switches:
         """The template's switches and tools. Raises UsageError for an option's switch that the template lacks."""

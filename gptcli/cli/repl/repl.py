@@ -21,7 +21,7 @@ from gptcli.cli.run_options import note_template_with_doubled_bos
 from gptcli.cli.terminal.capabilities import is_dumb_terminal
 from gptcli.cli.terminal.columns import excerpt, packed, terminal_columns, wrapped
 from gptcli.cli.terminal.signals import stoppable
-from gptcli.cli.terminal.stderr import ProgressLine, print_error, stats_line
+from gptcli.cli.terminal.stderr import ProgressLine, print_error, stats_line, tokens
 from gptcli.cli.terminal.stderr import print_prompt_note as print_note
 from gptcli.cli.terminal.stdout import StdoutSink, clean
 from gptcli.cli.terminal.type_ahead import CbreakTerminal
@@ -276,8 +276,8 @@ class Repl:
             print_note("interrupted" if answered else "interrupted, and the question taken back; /retry asks it again")
         elif finished.reason == "length":
             whole = finished.usage.completion_tokens == self.session.settings.max_tokens
-            many = "1 token" if self.session.settings.max_tokens == 1 else f"{self.session.settings.max_tokens} tokens"
-            why = f"at {many}; `/set max_tokens N` changes that" if whole else "off: the context is full"
+            at = f"at {tokens(self.session.settings.max_tokens)}; `/set max_tokens N` changes that"
+            why = at if whole else "off: the context is full"
             print_note(f"cut {why}")
         if self.display.stats:
             print_note(stats_line(finished, self.session.lm.ctx_size))

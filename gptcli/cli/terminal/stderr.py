@@ -177,6 +177,11 @@ class ProgressLine:
         _write_stderr("\r\x1b[K")
 
 
+def tokens(count: int) -> str:
+    """As many tokens, in words."""
+    return "1 token" if count == 1 else f"{count} tokens"
+
+
 def size(count: int) -> str:
     """A number of bytes, for a person."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
