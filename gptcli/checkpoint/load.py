@@ -4,7 +4,7 @@
 2. `cook` applies the family's recipe: joins q, k and v, say.
 3. `_form` decides the form that it is multiplied in: dense, packed, or in the layout of torch's int4 kernel.
 4. `_module` wraps the form in a layer, such as `CompiledLinear`; `_Slot.fill` puts that into the decoder.
-5. `kernels/layers.py` hands it to `kernels/tensors.py`; `kernels/c/matrix.c` repacks it, or reads it in place.
+5. `kernels/layers.py` hands it to `kernels/tensors.py`; `kernels/c/weights/matrix.c` repacks it, or reads it in place.
 6. `runtime/lowering/` passes the matrix to the operations that multiply with it: `kernels/c/linear.c`.
 """
 

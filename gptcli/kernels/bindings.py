@@ -23,7 +23,7 @@ Arithmetic = Literal["fp32", "bf16", "int8"]  # in the order of kernels.h's Arit
 CacheKind = Literal["fp32", "fp16", "int8"]  # in the order of kernels.h's CacheKind
 
 _VARIABLE = "GPTCLI_KERNELS"
-_INTERFACE = 0x32C937D3  # kernels.h's INTERFACE
+_INTERFACE = 0x51C79CD  # kernels.h's INTERFACE
 _NO_MEMORY, _NO_TOKEN = -1, -2  # of gptcli_draw
 ROUNDED_PRODUCTS = 3  # of kernels.h's Arithmetic
 ATTENTION_PRODUCTS: dict[Arithmetic, int] = {"fp32": 0, "bf16": ROUNDED_PRODUCTS, "int8": ROUNDED_PRODUCTS}  # by layer
@@ -41,7 +41,7 @@ MOST_GROUPS = 64  # kernels.h's MOST_GROUPS
 _CODES = (
     "EMBED", "RMS_NORM", "LAYER_NORM", "LINEAR", "CHOOSE", "EXPERTS", "MIX", "GATE", "ROTATE", "ATTEND", "ACTIVATE",
     "ADD", "BY_HEAD", "EXPAND", "SHARE", "CONVOLVE", "RECUR", "XIELU", "CUT_OFF", "MULTIPLY", "SCALE",
-    "SCALE_BY_POSITION", "CLAMP", "ADD_SHARE", "LENGTHEN",
+    "SCALE_BY_POSITION", "CLAMP", "ADD_SHARE", "MATCH_RMS",
 )  # fmt: skip
 
 

@@ -26,18 +26,18 @@ class Streams(nn.Module):
 
     def expand(self, x: Tensor) -> Tensor:
         """(B, T, hidden) to (streams, B, T, hidden)."""
-        return torch.stack([x, *(_as_long_as(x, project(x)) for project in self.into)])
+        return torch.stack([x, *(_with_rms_of(x, project(x)) for project in self.into)])
 
     def merge(self, streams: Tensor) -> Tensor:
         """(streams, B, T, hidden) to (B, T, hidden)."""
         first, *others = streams
         projected = (project(stream) for project, stream in zip(self.out, others, strict=True))
-        return torch.stack([first, *(_as_long_as(first, each) for each in projected)]).mean(0)
+        return torch.stack([first, *(_with_rms_of(first, each) for each in projected)]).mean(0)
 
 
-def _as_long_as(x: Tensor, other: Tensor) -> Tensor:
-    length = other.square().mean(-1, keepdim=True).clamp(min=LEAST_SQUARE).sqrt()
-    return other * (x.square().mean(-1, keepdim=True) ** 0.5) / length
+def _with_rms_of(x: Tensor, other: Tensor) -> Tensor:
+    rms = other.square().mean(-1, keepdim=True).clamp(min=LEAST_SQUARE).sqrt()
+    return other * (x.square().mean(-1, keepdim=True) ** 0.5) / rms
 
 
 class AltUp(nn.Module):

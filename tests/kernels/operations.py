@@ -23,8 +23,8 @@ class Attention(Structure):
     ]
 
 
-class Passage(Structure):
-    """kernels.h's Passage."""
+class Prefill(Structure):
+    """kernels.h's Prefill."""
 
     _fields_ = [
         *((name, c_void_p) for name in ("queries", "sinks", "slopes", "keys", "values", "out")),
@@ -35,10 +35,10 @@ class Passage(Structure):
     ]
 
 
-_ATTENTION, _PASSAGE = 6, 7  # their numbers in gptcli_record_bytes
+_ATTENTION, _PREFILL = 6, 7  # their numbers in gptcli_record_bytes
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "gptcli_attention": (c_int, [POINTER(Attention), c_int64]),
-    "gptcli_passage": (c_int, [POINTER(Passage)]),
+    "gptcli_attend_prefill": (c_int, [POINTER(Prefill)]),
     "gptcli_rms_norm": (None, [c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p]),
     "gptcli_layer_norm": (None, [c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p]),
     "gptcli_rope": (None, [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64]),
@@ -69,7 +69,7 @@ class Operations(Library):
             function = getattr(self._c, name)
             function.restype, function.argtypes = result, arguments
         assert self._c.gptcli_record_bytes(_ATTENTION) == sizeof(Attention)
-        assert self._c.gptcli_record_bytes(_PASSAGE) == sizeof(Passage)
+        assert self._c.gptcli_record_bytes(_PREFILL) == sizeof(Prefill)
 
     def attention(
         self,
@@ -100,7 +100,7 @@ class Operations(Library):
         assert self._c.gptcli_attention(byref(attention), 1) == 0
         return out
 
-    def passage(
+    def prefill(
         self,
         queries: Tensor,
         keys: Tensor,
@@ -118,12 +118,12 @@ class Operations(Library):
         (tokens, heads, head_dim), (kv_heads, positions, _) = queries.shape, keys.shape
         out = torch.empty(tokens, heads, head_dim)
         stored = [stored_as(kind, keys), stored_as(kind, values)]
-        passage = Passage(
+        prefill = Prefill(
             address(queries), address(sinks), None, stored[0].data_ptr(), stored[1].data_ptr(), address(out),
             tokens, positions - tokens, window, 0, 0, CACHE_KINDS.index(kind), heads, kv_heads, head_dim,
             positions, heads * head_dim, 1.0, softcap, 0.0, {"fp32": 0, "rounded": ROUNDED_PRODUCTS}[arithmetic],
         )  # fmt: skip
-        assert self._c.gptcli_passage(byref(passage)) == 0
+        assert self._c.gptcli_attend_prefill(byref(prefill)) == 0
         return out
 
     def scores(

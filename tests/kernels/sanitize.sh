@@ -14,7 +14,7 @@ rm -f "$copy"/gptcli/kernels/_native*
 # the package's own build, or else some round otherwise.
 gcc -g -O1 -fexpensive-optimizations -std=gnu11 -fvisibility=hidden -fno-math-errno -fno-trapping-math -pthread -fPIC -shared -DCHUNK_BYTES=0 \
     -fsanitize=address,undefined -fno-sanitize-recover=all -Wall -Wextra \
-    "$copy"/gptcli/kernels/c/*.c "$copy"/gptcli/kernels/c/simd/*.c -o "$copy/gptcli/kernels/_native.so" -lm
+    $(find "$copy/gptcli/kernels/c" -name '*.c') -o "$copy/gptcli/kernels/_native.so" -lm
 cd "$copy"
 LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
     UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH="$copy" "$python" -m pytest -q -s -p no:cacheprovider tests/kernels "$@"

@@ -602,7 +602,7 @@ def test_attention_of_many_tokens(
     queries = torch.randn(tokens, heads, head_dim) * 2 * head_dim**-0.5
     keys, values = torch.randn(2, kv_heads, before + tokens, head_dim)
     for window, softcap, sinks in [(0, 0.0, None), (17, 0.0, None), (0, 3.0, torch.randn(heads)), (100, 0.0, None)]:
-        out = kernels.passage(queries, keys, values, arithmetic, window, softcap, sinks)
+        out = kernels.prefill(queries, keys, values, arithmetic, window, softcap, sinks)
         for token, query in enumerate(queries):
             end = before + token + 1
             seen = slice(max(0, end - window) if window else 0, end)
@@ -710,7 +710,7 @@ def test_attention_of_many_tokens_whose_products_may_be_rounded(
     if rounds:
         read, read_keys, read_values = in_words(queries), in_words(keys.half()), values.half().bfloat16().double()
     for window, softcap, sinks in [(0, 0.0, None), (17, 0.0, None), (0, 3.0, torch.randn(heads)), (100, 0.0, None)]:
-        out = kernels.passage(queries, keys, values, "rounded", window, softcap, sinks, kind="fp16")
+        out = kernels.prefill(queries, keys, values, "rounded", window, softcap, sinks, kind="fp16")
         for token, query in enumerate(read):
             end = before + token + 1
             seen = slice(max(0, end - window) if window else 0, end)
@@ -726,13 +726,13 @@ def test_attention_of_many_tokens_whose_products_may_be_rounded(
 def test_rounded_weights_add_up_to_one(kernels: Operations) -> None:
     queries, keys = torch.randn(30, 6, 64), torch.randn(2, 200, 64)
     values = torch.randn(2, 1, 64).bfloat16().float().expand(-1, 200, -1).contiguous()
-    out = kernels.passage(queries, keys, values, "rounded")
+    out = kernels.prefill(queries, keys, values, "rounded")
     assert_close(out, values[:, 0].repeat_interleave(3, 0).expand(30, -1, -1), 1e-6)
 
 
 def test_the_weights_of_rounded_attention_are_those_of_its_queries_and_keys(kernels: Operations) -> None:
     queries, keys = torch.randn(40, 2, 64) * 0.5, torch.randn(1, 64, 64)
-    out = kernels.passage(queries, keys, torch.eye(64)[None].contiguous(), "rounded").double()
+    out = kernels.prefill(queries, keys, torch.eye(64)[None].contiguous(), "rounded").double()
     for token, query in enumerate(queries.double()):
         expected = (query @ keys[0, : 25 + token].double().T).softmax(-1)
         assert ((out[token, :, : 25 + token] / expected - 1).abs() < 2**-7).all()
@@ -742,7 +742,7 @@ def test_the_weights_of_rounded_attention_are_those_of_its_queries_and_keys(kern
 def test_rounded_attention_to_one_key_among_many(kernels: Operations) -> None:
     queries, keys, values = torch.ones(20, 2, 64), torch.zeros(1, 300, 64), torch.randn(1, 300, 64).bfloat16().float()
     keys[0, 200] = 100
-    out = kernels.passage(queries, keys, values, "rounded")
+    out = kernels.prefill(queries, keys, values, "rounded")
     assert_close(out, values[0, 200].expand(20, 2, -1), 1e-6)
 
 
@@ -754,7 +754,7 @@ def test_attention_to_a_prompt_keeps_what_is_not_finite_to_its_row(
 ) -> None:
     queries, (keys, values) = torch.randn(40, 2, 64), torch.randn(2, 1, 90, 64)
     queries[7, 1, 5] = value
-    out = kernels.passage(queries, keys, values, arithmetic, sinks=sinks)
+    out = kernels.prefill(queries, keys, values, arithmetic, sinks=sinks)
     assert not out[7, 1].isfinite().any()
     out[7, 1] = 0
     assert out.isfinite().all()
@@ -812,7 +812,7 @@ def test_kernels_compiled_from_other_sources_are_refused_and_not_called(
 def test_what_python_knows_of_the_header_has_a_number_of_its_own() -> None:
     source = Path(bindings.__file__).with_name("c") / "kernels.h"
     header = re.sub(r"(?s)/\*.*?\*/", "", source.read_text())
-    structs = "Op|Rotation|Row|State|Frame|Choice|Draw|Matrix|Attention|Passage"
+    structs = "Op|Rotation|Row|State|Frame|Choice|Draw|Matrix|Attention|Prefill"
     declared = rf"(?s)EXPORT [^;]*;|typedef enum {{[^}}]*}}[^;]*;|typedef struct (?:{structs}) {{.*?\n}} \w+;"
     known = re.findall(declared, header)
     number = zlib.crc32(" ".join(" ".join(known).split()).encode())

@@ -123,23 +123,23 @@ enum {
 };
 
 typedef struct {
-    const Passage *passage;
+    const Prefill *prefill;
     float *prepared, *slices; /* prepared: keys, and what else a span needs */
     int split;                /* whether in products of 16 bits */
     int64_t spans, tile, tiles; /* tile: tokens of a task */
     int64_t span_floats;
     int64_t slice; /* floats of a thread's workspace */
     atomic_llong next_span, next_tile;
-} PassageJob;
+} PrefillJob;
 
 /* The keys or values of a span in fp32; expanded: SPAN * head_dim floats for those that are stored otherwise. */
-static const float *span_of(const Passage *passage, const uint8_t *cached, int64_t kv_head, int64_t span,
+static const float *span_of(const Prefill *prefill, const uint8_t *cached, int64_t kv_head, int64_t span,
                             float *expanded) {
-    CacheKind kind = (CacheKind)passage->kind;
-    int64_t from = span * SPAN, end = smaller(from + SPAN, passage->first + passage->tokens);
-    const uint8_t *head = cached + kv_head * head_bytes(kind, passage->head_dim, passage->room);
-    if (kind == CACHE_FP32) return (const float *)head + from * passage->head_dim;
-    return level()->expand(kind, head, passage->head_dim, passage->room, from, end, expanded);
+    CacheKind kind = (CacheKind)prefill->kind;
+    int64_t from = span * SPAN, end = smaller(from + SPAN, prefill->first + prefill->tokens);
+    const uint8_t *head = cached + kv_head * head_bytes(kind, prefill->head_dim, prefill->room);
+    if (kind == CACHE_FP32) return (const float *)head + from * prefill->head_dim;
+    return level()->expand(kind, head, prefill->head_dim, prefill->room, from, end, expanded);
 }
 
 static void transpose_keys(const float *keys, int64_t present, int64_t head_dim, float *to) {
@@ -149,57 +149,57 @@ static void transpose_keys(const float *keys, int64_t present, int64_t head_dim,
     }
 }
 
-static void prepare_span(const PassageJob *job, int64_t kv_head, int64_t span, float *to, float *workspace) {
-    const Passage *passage = job->passage;
-    int64_t present = smaller(SPAN, passage->first + passage->tokens - span * SPAN), head_dim = passage->head_dim;
-    const float *keys = span_of(passage, passage->keys, kv_head, span, workspace);
+static void prepare_span(const PrefillJob *job, int64_t kv_head, int64_t span, float *to, float *workspace) {
+    const Prefill *prefill = job->prefill;
+    int64_t present = smaller(SPAN, prefill->first + prefill->tokens - span * SPAN), head_dim = prefill->head_dim;
+    const float *keys = span_of(prefill, prefill->keys, kv_head, span, workspace);
     if (job->split)
-        level()->split_span(keys, span_of(passage, passage->values, kv_head, span, workspace + SPAN * head_dim), present,
+        level()->split_span(keys, span_of(prefill, prefill->values, kv_head, span, workspace + SPAN * head_dim), present,
                             head_dim, to);
     else
         transpose_keys(keys, present, head_dim, to);
 }
 
 static void spans_share(void *argument, int thread, int threads) {
-    PassageJob *job = argument;
+    PrefillJob *job = argument;
     (void)threads;
-    for (int64_t task; (task = atomic_fetch_add(&job->next_span, 1)) < job->passage->kv_heads * job->spans;)
+    for (int64_t task; (task = atomic_fetch_add(&job->next_span, 1)) < job->prefill->kv_heads * job->spans;)
         prepare_span(job, task / job->spans, task % job->spans, job->prepared + task * job->span_floats,
                      job->slices + thread * job->slice);
 }
 
 static void tiles_share(void *argument, int thread, int threads) {
-    PassageJob *job = argument;
-    const Passage *passage = job->passage;
+    PrefillJob *job = argument;
+    const Prefill *prefill = job->prefill;
     (void)threads;
-    for (int64_t task; (task = atomic_fetch_add(&job->next_tile, 1)) < passage->kv_heads * job->tiles;) {
-        int64_t kv_head = task % passage->kv_heads;
-        int64_t tile = job->tiles - 1 - task / passage->kv_heads; /* the last tokens see most, so they go first */
-        int64_t begin = tile * job->tile, end = smaller(begin + job->tile, passage->tokens);
+    for (int64_t task; (task = atomic_fetch_add(&job->next_tile, 1)) < prefill->kv_heads * job->tiles;) {
+        int64_t kv_head = task % prefill->kv_heads;
+        int64_t tile = job->tiles - 1 - task / prefill->kv_heads; /* the last tokens see most, so they go first */
+        int64_t begin = tile * job->tile, end = smaller(begin + job->tile, prefill->tokens);
         const float *prepared = job->prepared + kv_head * job->spans * job->span_floats;
-        (job->split ? level()->attend_split : level()->attend_passage)(passage, kv_head, begin, end, prepared,
+        (job->split ? level()->attend_split : level()->attend_prefill)(prefill, kv_head, begin, end, prepared,
                                                                        job->slices + thread * job->slice);
     }
 }
 
-static int is_split(const Passage *passage) {
-    if (level()->attend_split == NULL || passage->arithmetic != ROUNDED_PRODUCTS) return 0;
-    return passage->head_dim <= level()->split_depth;
+static int is_split(const Prefill *prefill) {
+    if (level()->attend_split == NULL || prefill->arithmetic != ROUNDED_PRODUCTS) return 0;
+    return prefill->head_dim <= level()->split_depth;
 }
 
-int gptcli_passage(const Passage *passage) {
-    int64_t group = passage->heads / passage->kv_heads, head_dim = passage->head_dim;
-    PassageJob job = {.passage = passage};
-    job.split = is_split(passage);
+int gptcli_attend_prefill(const Prefill *prefill) {
+    int64_t group = prefill->heads / prefill->kv_heads, head_dim = prefill->head_dim;
+    PrefillJob job = {.prefill = prefill};
+    job.split = is_split(prefill);
     if (job.split) head_dim = round_up(head_dim, SEGMENT);
     job.tile = larger(1, (job.split ? level()->split_queries : QUERIES) / group);
-    job.spans = (passage->first + passage->tokens + SPAN - 1) / SPAN;
+    job.spans = (prefill->first + prefill->tokens + SPAN - 1) / SPAN;
     job.span_floats = (job.split ? 2 : 1) * SPAN * head_dim;
-    job.tiles = (passage->tokens + job.tile - 1) / job.tile;
+    job.tiles = (prefill->tokens + job.tile - 1) / job.tile;
     int64_t line = CACHE_LINE / (int64_t)sizeof(float); /* and the totals of a row in tiles */
     job.slice = round_up(job.tile * group, MOST_ROWS) * (2 * head_dim + 2 * SPAN + line + 1) + 2 * SPAN * head_dim;
     job.slice = round_up(job.slice, line);
-    int64_t prepared = passage->kv_heads * job.spans * job.span_floats;
+    int64_t prepared = prefill->kv_heads * job.spans * job.span_floats;
     pool_lock();
     job.prepared = pool_workspace((prepared + gptcli_threads() * job.slice) * (int64_t)sizeof(float));
     if (job.prepared != NULL) {

@@ -56,7 +56,7 @@ static const Level *named(const char *name) {
         amx_level.affine_blocks = amx_affine_blocks;
         amx_level.quantize = amx_quantize;
         amx_level.digits_from = AMX_FEWEST;
-        amx_level.attend_split = amx_attend_passage;
+        amx_level.attend_split = amx_attend_prefill;
         amx_level.split_span = amx_split_span;
         amx_level.split_queries = AMX_QUERIES;
         amx_level.split_depth = INT64_MAX;

@@ -1,27 +1,23 @@
 /* What the C files share, and the library's interface: bindings.py declares the EXPORT functions again for ctypes.
  *
- *   matrix.c     matrices: dense weights read in place, affine ones repacked
- *   coded.c      dense weights in fewer bytes, bit for bit
- *   linear.c     out = x @ W.T + bias on all threads
- *   score.c      log-probabilities of tokens, without keeping logits
- *   attention.c  attention over a cache of keys and values
- *   mixture.c    mixtures of experts
- *   heads.c      products of each head by itself, and latent attention of many tokens
- *   recurrence.c convolutions and states that follow a text
- *   program.c    a decoder's step as a list of operations
- *   sample.c     draws a token from logits
- *   dispatch.c   chooses the instruction set; norms, rotary embeddings and activation functions
- *   memory.c     memory for matrices, in huge pages
- *   pool.c       the threads
- *   simd/        the inner loops, written once in its headers and compiled once per instruction set
+ *   program.c           a decoder's step as a list of operations
+ *   mixture.c           mixtures of experts
+ *   latent_attention.c  products of each head by itself, and latent attention of many tokens
+ *   recurrence.c        convolutions and states that follow a text
+ *   attention.c         attention over a cache of keys and values
+ *   score.c             log-probabilities of tokens, without keeping logits
+ *   linear.c            out = x @ W.T + bias on all threads
+ *   sample.c            draws a token from logits
+ *   weights/            matrices: dense ones read in place, affine ones repacked, coded ones in fewer bytes
+ *   dispatch.c          chooses the instruction set; norms, rotary embeddings and activation functions
+ *   simd/               the inner loops, written once in its headers and compiled once per instruction set
+ *   thread_pool.c       the threads
  *
- * No file calls one before it in this order: program, mixture, heads, recurrence, attention, score, linear, coded,
- * matrix, dispatch, simd, pool, memory.
+ * No file calls one before it in this list.
  * Sizes and strides count elements unless they are called bytes. Functions that return int return 0, or -1 if there is
  * not enough memory.
  */
-#ifndef GPTCLI_KERNELS_H
-#define GPTCLI_KERNELS_H
+#pragma once
 
 #include <stdatomic.h>
 #include <stddef.h>
@@ -66,7 +62,7 @@ static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-/* ---- matrix.c ---- */
+/* ---- weights/matrix.c ---- */
 
 typedef enum { FLOAT32, FLOAT16, BFLOAT16, AFFINE, CODED } Kind;
 
@@ -113,7 +109,7 @@ struct Chunk;
  *                                        half of a record is in the high nibbles
  *   rest     64 bytes                    the next byte of each weight
  *            64 words of 16 bits         fp32 only: the two lower bytes
- * coded_layout.h says in which order the columns of a record are stored. A record with an upper byte that is not in
+ * weights/coded_layout.h says in which order the columns of a record are stored. A record with an upper byte that is not in
  * `tops` also has all its upper bytes in `spelled`.
  */
 typedef struct Matrix {
@@ -193,13 +189,13 @@ EXPORT Matrix *gptcli_matrix_restored(const Matrix *record, const void *data);
 /* Row `row` in fp32, (columns): an embedding. */
 EXPORT void gptcli_matrix_row(const Matrix *matrix, int64_t row, float *out);
 
-/* ---- coded.c ---- */
+/* ---- weights/coded.c ---- */
 
 /* A coded copy of fp32 or bf16 weights. NULL: no memory, or it would gain nothing: upper bytes are spread too wide,
  * columns are not whole records, or the instruction set in use decodes no faster than it reads. */
 EXPORT Matrix *gptcli_matrix_coded(int kind, const void *weights, int64_t rows, int64_t columns);
 
-/* ---- memory.c ---- */
+/* ---- weights/huge_pages.c ---- */
 
 /* A Matrix with these fields, for gptcli_matrix_free. NULL: no memory. */
 Matrix *matrix_new(Matrix fields);
@@ -214,8 +210,8 @@ void chunk_release(struct Chunk *owner);
  * the greatest first, hold 24: no fewer than fp32, so products with them are those of fp32. They lie in tiles of `width`
  * tokens, where the tokens of a segment are side by side: values (tiles, segments, width, terms, SEGMENT), scales and
  * sums (tiles, segments, width), offsets (tiles, segments, width, terms, 2). DIGITS are the same 24 bits for tiles and
- * weights of 4 bits, without offsets: see simd/amx_dots.c. IN_BF16 has no integers, but bf16, as simd/pair_dots.h takes it,
- * and `sums` of these. */
+ * weights of 4 bits, without offsets: see simd/products/affine_amx_dots.c. IN_BF16 has no integers, but bf16, as
+ * simd/products/affine_bf16_dots.h takes it, and `sums` of these. */
 static inline int64_t value_bytes(int64_t terms) { return terms > DIGITS ? 2 : terms; } /* of a column */
 
 typedef struct Activations {
@@ -305,17 +301,17 @@ EXPORT int gptcli_attention(const Attention *tokens, int64_t count);
 /* The attention of several tokens of one text, at positions `first` on. Each sees the `window` positions up to its own,
  * or all of them if that is 0. If `chunked`, the text is cut every `window` positions, after `dropped` ones that are no
  * longer cached, and a token sees its piece. A token's queries: (heads, head_dim) at queries + token * query_stride. */
-typedef struct Passage {
+typedef struct Prefill {
     const float *queries, *sinks, *slopes; /* as above, and so on */
     const uint8_t *keys, *values;
     float *out; /* (tokens, heads, head_dim) */
     int64_t tokens, first, window, chunked, dropped, kind, heads, kv_heads, head_dim, room, query_stride;
     float scale, softcap, rounded;
     int64_t arithmetic; /* FP32_PRODUCTS or ROUNDED_PRODUCTS */
-} Passage;
+} Prefill;
 
 /* On all threads; exported for tests. */
-EXPORT int gptcli_passage(const Passage *passage);
+EXPORT int gptcli_attend_prefill(const Prefill *prefill);
 
 /* ---- dispatch.c: n rows of `size`, on the calling thread; out may be x; exported for tests ---- */
 
@@ -378,7 +374,7 @@ typedef enum {
     SCALE_BY_POSITION, /* the same by 1 + factor * log(1 + floor((position + table) / rows)) */
     CLAMP,      /* out (size): at most factor, at least -factor */
     ADD_SHARE,  /* out (size) += in * (factor + steps (1) in a row of `stride`), or replaced by it if `table` */
-    LENGTHEN,   /* out (size) gets the length of in; its own square counts as at least `factor` of an element */
+    MATCH_RMS,  /* out (size) *= rms(in) / rms(out), whose mean square counts as at least `factor` */
 } Code;
 
 /* How a mixture makes scores of its router's logits; see model/mlp.py. */
@@ -404,7 +400,7 @@ typedef struct Op {
     int64_t rows, size, stride, weight_step, table, heads, kv_heads, window;
     int64_t cache_kind; /* a CacheKind */
     int64_t keys_at;    /* bytes of a position in earlier blocks with the same window */
-    int64_t arithmetic, chunked; /* of ATTEND: see Passage; of a LINEAR for logits: how they are summed up */
+    int64_t arithmetic, chunked; /* of ATTEND: see Prefill; of a LINEAR for logits: how they are summed up */
     int64_t borrows; /* 1 + the number of the ATTEND whose keys and values it reads; 0: it stores its own */
     int64_t out_stride, out_step, copied;
     int64_t expands_from; /* the fewest tokens of a text in a step that make it one of EXPAND's; 0: none is */
@@ -483,7 +479,7 @@ TokenOp choose_experts, share_choices, mix_experts;
 int sort_choices(const Op *op, const Frame *frame); /* sets each choice's slot */
 int multiply_experts(const Op *op, const Frame *frame);
 
-/* ---- heads.c ---- */
+/* ---- latent_attention.c ---- */
 
 int multiply_heads(const Op *op, const Frame *frame);
 
@@ -500,10 +496,10 @@ void recur_heads(const Op *op, const Frame *frame);
 
 /* INTERFACE is a checksum of the functions, structs and enums that Python knows; a test says what it must be. Python has
  * it, too, and refuses a library that was compiled from another header. */
-enum { INTERFACE = 0x32c937d3 };
+enum { INTERFACE = 0x51c79cd };
 EXPORT int64_t gptcli_interface(void);
 
-/* Bytes of a struct: 0 Op, 1 Rotation, 2 Row, 3 Frame, 4 Draw, 5 Matrix, 6 Attention, 7 Passage. */
+/* Bytes of a struct: 0 Op, 1 Rotation, 2 Row, 3 Frame, 4 Draw, 5 Matrix, 6 Attention, 7 Prefill. */
 EXPORT int64_t gptcli_record_bytes(int record);
 
 /* Runs operations of a step for as long as a pause is away, but at least one; how many ran, for the caller to go on with
@@ -580,7 +576,7 @@ typedef struct Level {
                    float *workspace);
     /* A head's output from the results of all its ranges, side by side, which are overwritten. */
     void (*merge)(const Attention *, int64_t head, float *partials, int64_t ranges);
-    void (*attend_passage)(const Passage *, int64_t kv_head, int64_t begin, int64_t end, const float *transposed,
+    void (*attend_prefill)(const Prefill *, int64_t kv_head, int64_t begin, int64_t end, const float *transposed,
                            float *workspace);
     void (*rms_norm)(const float *x, const float *weight, float epsilon, int64_t size, float *out);
     void (*layer_norm)(const float *x, const float *weight, const float *bias, float epsilon, int64_t size,
@@ -595,14 +591,14 @@ typedef struct Level {
      * become greater, and the sums are then scaled. Returns 0 if none of the `count` is at least `floor`. Both counts are
      * at most SCORED_ROWS, and so many floats are read. */
     int (*add_powers)(const float *logits, int64_t count, int64_t present, float floor, float *most, float *sums);
-    /* As panels, in bf16, and the rounding of a token for it; NULL: the processor has no such products. See simd/bf16.h
-     * for the layout of x. */
+    /* As panels, in bf16, and the rounding of a token for it; NULL: the processor has no such products. See
+     * simd/products/bf16_panels.h for the layout of x. */
     void (*bf16_panels)(const Matrix *, const uint16_t *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
                         const Output *);
     void (*round_token)(const float *x, int64_t columns, int64_t token, uint16_t *out);
-    /* As attend_passage, for ROUNDED_PRODUCTS, and what makes a span's keys and values ready for it; NULL: fp32 is as
-     * fast. See simd/amx_attention.c and simd/rounded_attention.c for the layouts. */
-    void (*attend_split)(const Passage *, int64_t kv_head, int64_t begin, int64_t end, const float *spans,
+    /* As attend_prefill, for ROUNDED_PRODUCTS, and what makes a span's keys and values ready for it; NULL: fp32 is as
+     * fast. See simd/attention/prefill_amx.c and simd/attention/prefill_rounded.c for the layouts. */
+    void (*attend_split)(const Prefill *, int64_t kv_head, int64_t begin, int64_t end, const float *spans,
                          float *workspace);
     void (*split_span)(const float *keys, const float *values, int64_t present, int64_t head_dim, float *to);
     int64_t split_queries; /* of a task of these, which share what is loaded of keys and values */
@@ -630,9 +626,9 @@ void avx512_bf16_quantize(const float *x, int64_t segments, int64_t width, int64
                           float *sums, int32_t *offsets);
 void avx512_bf16_round(const float *x, int64_t columns, int64_t token, uint16_t *out);
 enum { AMX_QUERIES = 192, ROUNDED_QUERIES = 48 }; /* tiles wait for the third cache with fewer */
-void rounded_attend(const Passage *, int64_t kv_head, int64_t begin, int64_t end, const float *spans, float *workspace);
+void rounded_attend(const Prefill *, int64_t kv_head, int64_t begin, int64_t end, const float *spans, float *workspace);
 void rounded_span(const float *keys, const float *values, int64_t present, int64_t head_dim, float *to);
-void amx_attend_passage(const Passage *, int64_t kv_head, int64_t begin, int64_t end, const float *spans,
+void amx_attend_prefill(const Prefill *, int64_t kv_head, int64_t begin, int64_t end, const float *spans,
                         float *workspace);
 void amx_split_span(const float *keys, const float *values, int64_t present, int64_t head_dim, float *to);
 #endif
@@ -648,7 +644,7 @@ EXPORT int gptcli_has_level(const char *name);
 EXPORT int gptcli_set_level(const char *name);
 EXPORT const char *gptcli_level(void);
 
-/* ---- checksum.c ---- */
+/* ---- weights/checksum.c ---- */
 
 /* Adds `bytes` of data, a multiple of 64, to a checksum of eight numbers, which are 0 at first. */
 EXPORT void gptcli_checksum(const void *data, int64_t bytes, uint64_t *lanes);
@@ -656,7 +652,7 @@ EXPORT void gptcli_checksum(const void *data, int64_t bytes, uint64_t *lanes);
 /* Reads `bytes`, a multiple of 64, from an open file and adds them to a checksum; -1 if it is too short or fails. */
 EXPORT int gptcli_read(int file, void *data, int64_t bytes, uint64_t *lanes);
 
-/* ---- pool.c: tasks must not call what itself runs on all threads ---- */
+/* ---- thread_pool.c: tasks must not call what itself runs on all threads ---- */
 
 /* A thread's share of some work; the calling thread is number 0. */
 typedef void Task(void *argument, int thread, int threads);
@@ -686,5 +682,3 @@ void *pool_workspace(int64_t bytes);
 
 /* Of a clock that only goes forward. */
 int64_t nanoseconds(void);
-
-#endif

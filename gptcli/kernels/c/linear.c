@@ -46,7 +46,7 @@ typedef enum {
     ROWS,        /* dense weights, row by row; tokens in fp32, side by side */
     DOTS,        /* affine weights, with quantized tokens */
     PANELS,      /* tokens as for ROWS */
-    BF16_PANELS, /* tokens in bf16; see simd/bf16.h */
+    BF16_PANELS, /* tokens in bf16; see simd/products/bf16_panels.h */
 } Way;
 
 typedef struct {

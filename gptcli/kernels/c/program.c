@@ -177,7 +177,7 @@ static float mean_square(const float *x, int64_t size) {
     return (float)(sum / (double)size);
 }
 
-static void lengthen(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
+static void match_rms(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
     (void)frame;
     for (int64_t token = begin; token < end; token++) {
         float *out = op->out + token * op->size, own = mean_square(out, op->size);
@@ -251,7 +251,7 @@ static void describe_tokens(const Op *op, const Frame *frame, int64_t text, Atte
 static int attend_many(const Op *op, const Frame *frame, int64_t text) {
     const Row *row = row_of(op, frame, text);
     int64_t begin = frame->starts[text];
-    Passage passage = {
+    Prefill prefill = {
         .queries = op->in + begin * op->stride,
         .keys = keys_of(op, row),
         .values = values_of(op, row),
@@ -274,7 +274,7 @@ static int attend_many(const Op *op, const Frame *frame, int64_t text) {
         .softcap = op->softcap,
         .rounded = op->rounded,
     };
-    return gptcli_passage(&passage);
+    return gptcli_attend_prefill(&prefill);
 }
 
 /* First stores all keys and values: each token sees those before it and its own. A text's few tokens attend one by one,
@@ -360,7 +360,7 @@ static int run_op(const Op *op, const Frame *frame) {
     case CLAMP: on_tokens(clamp, op, frame); return 0;
     case ADD: on_tokens(add, op, frame); return 0;
     case ADD_SHARE: on_tokens(add_share, op, frame); return 0;
-    case LENGTHEN: on_tokens(lengthen, op, frame); return 0;
+    case MATCH_RMS: on_tokens(match_rms, op, frame); return 0;
     }
     return -1;
 }
@@ -377,6 +377,6 @@ int64_t gptcli_interface(void) { return INTERFACE; }
 
 int64_t gptcli_record_bytes(int record) {
     const int64_t bytes[] = {sizeof(Op),   sizeof(Rotation), sizeof(Row),       sizeof(Frame),
-                             sizeof(Draw), sizeof(Matrix),   sizeof(Attention), sizeof(Passage)};
+                             sizeof(Draw), sizeof(Matrix),   sizeof(Attention), sizeof(Prefill)};
     return record >= 0 && record < (int)(sizeof bytes / sizeof *bytes) ? bytes[record] : -1;
 }

@@ -61,7 +61,7 @@ class LoweredStreams:
         ops.copy(x, self._now[0])
         for stream, project in zip(self._now[1:], streams.into, strict=True):
             ops.linear(project, x, stream)
-            self._lengthen(stream, x)
+            self._match_rms(stream, x)
 
     def predict(self, altup: AltUp, x: Buffer) -> None:
         """Predicts all streams after a layer; x = the layer's input."""
@@ -99,7 +99,7 @@ class LoweredStreams:
         ops.copy(self._now[0], x)
         for stream, project in zip(self._now[1:], self._streams.out, strict=True):
             ops.linear(project, stream, other)
-            self._lengthen(other, self._now[0])
+            self._match_rms(other, self._now[0])
             ops.sum(x, other)
         ops.scale(x, 1 / self._config.streams)
 
@@ -124,5 +124,5 @@ class LoweredStreams:
             table=replace,
         )
 
-    def _lengthen(self, stream: Buffer, wanted: Buffer) -> None:
-        self._ops.add("LENGTHEN", input=wanted, out=stream, size=wanted.width, factor=LEAST_SQUARE)
+    def _match_rms(self, stream: Buffer, wanted: Buffer) -> None:
+        self._ops.add("MATCH_RMS", input=wanted, out=stream, size=wanted.width, factor=LEAST_SQUARE)

@@ -10,7 +10,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prefer-vector-width=512")
 #endif
 
-#include "avx512.h"
+#include "avx512_vectors.h"
 
 #include "level.h"
 

@@ -17,19 +17,19 @@
  *   sum, largest        of a vector's lanes: floats, and ints that are not negative
  *   look_up             each byte of words replaced by that at its index, below 16, in a table
  *   dot                 ints + the products of four u8 (a word) and four s8 (an int32_t), in each lane, exact
- *   HAS_CODES           1 if there are an encode_record and a decode_record (see coded.h), else 0
+ *   HAS_CODES           1 if there are an encode_record and a decode_record (see products/coded_dots.h), else 0
  *
  * A function with constant arguments is inlined once for each combination of them, so that its inner loops unroll and
  * its arrays become registers.
  */
-#include "affine_dots.h"
-#include "attention.h"
-#include "cached.h"
-#include "coded.h"
-#include "dense.h"
-#include "panels.h"
-#include "passage.h"
-#include "quantize.h"
+#include "attention/cached.h"
+#include "attention/decode.h"
+#include "attention/prefill.h"
+#include "products/affine_dots.h"
+#include "products/coded_dots.h"
+#include "products/dense_dots.h"
+#include "products/fp32_panels.h"
+#include "products/quantize_activations.h"
 #include "recurrence.h"
 #include "vector_ops.h"
 
@@ -40,5 +40,5 @@ static void affine_blocks(const Matrix *matrix, const Activations *x, int64_t be
 
 #define LEVEL(name)                                                                                                   \
     {name,     FEW,      FEW,      0,        quantize,       encode,         dense_blocks, affine_blocks, panels,               \
-     cache,    expand,   attend,   merge,          attend_passage, rms_norm,    layer_norm,                           \
+     cache,    expand,   attend,   merge,          attend_prefill, rms_norm,    layer_norm,                           \
      rope,     activate, recur,        exponentials,  greatest_of,   add_powers, NULL, NULL, NULL, NULL, 0, 0, 0}

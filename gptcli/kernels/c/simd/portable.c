@@ -1,6 +1,6 @@
 /* The inner loops for any processor: vectors of 128 bits, which become SSE2, NEON or plain instructions. */
 #include "../kernels.h"
-#include "../numbers.h"
+#include "../conversions.h"
 
 #include <math.h>
 #include <string.h>

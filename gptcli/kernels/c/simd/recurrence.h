@@ -1,6 +1,5 @@
 /* One token of a recurrent state. */
-#ifndef GPTCLI_SIMD_RECURRENCE_H
-#define GPTCLI_SIMD_RECURRENCE_H
+#pragma once
 
 #include "../kernels.h"
 #include "vectors.h"
@@ -52,5 +51,3 @@ static void recur(const Recurrence *token, const float *before, float *after, fl
     for (; row < own.rows; row++)
         recur_rows(own, before + row * own.size, after + row * own.size, own.values + row, out + row, 1);
 }
-
-#endif

@@ -1,6 +1,5 @@
 /* Operations on single vectors: norms, rotary embeddings, activation functions, e^x, the greatest value. */
-#ifndef GPTCLI_SIMD_VECTOR_OPS_H
-#define GPTCLI_SIMD_VECTOR_OPS_H
+#pragma once
 
 #include "../kernels.h"
 #include "vectors.h"
@@ -163,5 +162,3 @@ static float greatest_of(const float *x, int64_t size) {
     for (; i < size; i++) found = x[i] > found ? x[i] : found;
     return found;
 }
-
-#endif

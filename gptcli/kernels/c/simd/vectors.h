@@ -1,6 +1,5 @@
 /* Vectors of LANES floats: loads, stores, comparisons, and e^x with what is made of it. */
-#ifndef GPTCLI_SIMD_VECTORS_H
-#define GPTCLI_SIMD_VECTORS_H
+#pragma once
 
 #include <math.h>
 #include <string.h>
@@ -106,5 +105,3 @@ INLINE void store_some(float *to, int64_t index, int64_t size, floats value) {
     else
         memcpy(to + index, &value, (size_t)count * sizeof(float));
 }
-
-#endif

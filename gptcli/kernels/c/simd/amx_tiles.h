@@ -1,6 +1,5 @@
 /* Tile registers of AMX: each 16 lines of 64 bytes. */
-#ifndef GPTCLI_SIMD_AMX_H
-#define GPTCLI_SIMD_AMX_H
+#pragma once
 
 #include "../kernels.h"
 #include "vectors.h"
@@ -29,5 +28,3 @@ INLINE void configure_tiles(void) {
     TileShapes tiles = whole_tiles();
     _tile_loadconfig(&tiles);
 }
-
-#endif

@@ -1,10 +1,9 @@
 /* Dense weights times a few tokens. */
-#ifndef GPTCLI_SIMD_DENSE_H
-#define GPTCLI_SIMD_DENSE_H
+#pragma once
 
-#include "../kernels.h"
-#include "../numbers.h"
-#include "vectors.h"
+#include "../../kernels.h"
+#include "../../conversions.h"
+#include "../vectors.h"
 
 enum {
     DENSE_ROWS = LANES == 16 ? 4 : 2, /* computed together for several tokens, which share the loads */
@@ -87,5 +86,3 @@ INLINE void dense_rows(const Matrix *matrix, const float *x, int64_t tokens, int
         }
     }
 }
-
-#endif

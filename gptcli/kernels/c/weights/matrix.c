@@ -1,7 +1,7 @@
 /* Matrices: dense weights that are read in place, affine weights that are packed into our own memory. */
 #include "coded_layout.h"
-#include "kernels.h"
-#include "numbers.h"
+#include "../kernels.h"
+#include "../conversions.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -1,9 +1,8 @@
 /* Coded weights: encoding them, and products with a few tokens. */
-#ifndef GPTCLI_SIMD_CODED_H
-#define GPTCLI_SIMD_CODED_H
+#pragma once
 
-#include "../coded_layout.h"
-#include "dense.h"
+#include "../../weights/coded_layout.h"
+#include "dense_dots.h"
 
 enum { RECORD_VECTORS = RECORD / LANES };
 
@@ -107,5 +106,3 @@ static void dense_blocks(const Matrix *matrix, const float *x, int64_t tokens, i
     else
         dense_rows(matrix, x, tokens, first, last, output, BFLOAT16);
 }
-
-#endif

@@ -13,11 +13,11 @@
 #pragma GCC target("prefer-vector-width=512")
 #endif
 
-#include "avx512.h"
+#include "avx512_vectors.h"
 #include "vectors.h"
 
-#include "bf16.h"
-#include "pair_dots.h"
+#include "products/bf16_panels.h"
+#include "products/affine_bf16_dots.h"
 
 enum { PAIR_TOKENS = 8 }; /* multiplied at once by vectors */
 

@@ -3,8 +3,7 @@
  * A lane has several columns of a row, and they are not shifted down: masked, a q stands for itself times a power of
  * two, and its scale is divided by that, which is exact. Only the topmost column is shifted, because lanes are signed.
  */
-#ifndef GPTCLI_SIMD_AFFINE_WEIGHTS_H
-#define GPTCLI_SIMD_AFFINE_WEIGHTS_H
+#pragma once
 
 #include "affine.h"
 
@@ -50,5 +49,3 @@ INLINE void prefetch_columns(const uint8_t *lines, const int bits) {
     prefetch(lines, AHEAD);
     if (bits == 8) prefetch(lines + CACHE_LINE, AHEAD);
 }
-
-#endif

@@ -1,6 +1,5 @@
 /* Affine weights times activations, in integers. With three terms that is fp32 arithmetic: see Activations. */
-#ifndef GPTCLI_SIMD_AFFINE_DOTS_H
-#define GPTCLI_SIMD_AFFINE_DOTS_H
+#pragma once
 
 #include "affine.h"
 
@@ -217,5 +216,3 @@ INLINE void affine_range(const Matrix *matrix, const Activations *x, int64_t beg
 #endif
     for (; block < end; block++) affine_block(matrix, x, block, output, bits, constants);
 }
-
-#endif

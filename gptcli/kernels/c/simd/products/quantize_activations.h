@@ -1,9 +1,8 @@
 /* Writes activations as integers, in one to three terms of 8 bits. */
-#ifndef GPTCLI_SIMD_QUANTIZE_H
-#define GPTCLI_SIMD_QUANTIZE_H
+#pragma once
 
-#include "../kernels.h"
-#include "vectors.h"
+#include "../../kernels.h"
+#include "../vectors.h"
 
 typedef int8_t bytes __attribute__((vector_size(LANES)));
 
@@ -64,5 +63,3 @@ static void quantize(const float *x, int64_t segments, int64_t width, int64_t te
     else
         quantize_terms(x, segments, width, values, scales, sums, offsets, MOST_TERMS);
 }
-
-#endif

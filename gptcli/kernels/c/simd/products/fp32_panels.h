@@ -4,12 +4,11 @@
  * side by side. It stays in the L1 cache while all tokens are multiplied with it, a few at a time, with sums in
  * registers. The sums of consecutive panels are added up in the output.
  */
-#ifndef GPTCLI_SIMD_PANELS_H
-#define GPTCLI_SIMD_PANELS_H
+#pragma once
 
-#include "affine_weights.h"
-#include "coded.h"
-#include "dense.h"
+#include "affine_dequantize.h"
+#include "coded_dots.h"
+#include "dense_dots.h"
 
 enum {
     PANEL_ROWS = 2 * LANES,
@@ -190,5 +189,3 @@ static void panels(const Matrix *matrix, const float *x, int64_t tokens, int64_t
             }
         }
 }
-
-#endif

@@ -3,11 +3,10 @@
  * A q is at most 8 bits with its sign, so bf16 holds it exactly. One instruction looks up two columns of 16 rows, and one
  * multiplies them with a token's; a group's sum is scaled in fp32. So only activations are rounded.
  */
-#ifndef GPTCLI_SIMD_PAIR_DOTS_H
-#define GPTCLI_SIMD_PAIR_DOTS_H
+#pragma once
 
 #include "affine_dots.h"
-#include "pairs.h"
+#include "../bf16_pairs.h"
 
 /* The numbers that q stand for, by q. */
 INLINE __m512i pairs_table(const Matrix *matrix, const int bits, const Constants constants) {
@@ -90,5 +89,3 @@ INLINE void round_to_pairs(const float *x, int64_t segments, int64_t width, int8
         sums[segment * width] = sum((floats)(word << 16) + (floats)(word & 0xffff0000));
     }
 }
-
-#endif

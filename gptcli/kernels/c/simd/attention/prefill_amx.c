@@ -7,7 +7,7 @@
  *   values    (depth / 16, 2) pairs for each span: a line has two positions of 16 channels, side by side
  * depth: head_dim, rounded up to 32; channels past head_dim are zero.
  */
-#include "../kernels.h"
+#include "../../kernels.h"
 
 #if GPTCLI_X86 && GPTCLI_BF16
 
@@ -20,12 +20,12 @@
 #pragma GCC target("prefer-vector-width=512")
 #endif
 
-#include "avx512.h"
-#include "vectors.h"
+#include "../avx512_vectors.h"
+#include "../vectors.h"
 
-#include "amx.h"
-#include "pairs.h"
-#include "span_weights.h"
+#include "../amx_tiles.h"
+#include "../bf16_pairs.h"
+#include "prefill_softmax.h"
 
 enum {
     PAIR = 2 * TILE_NUMBERS,
@@ -137,10 +137,10 @@ INLINE void product(const uint16_t *a, const uint16_t *b, int64_t rows, int64_t 
 }
 
 /* Replaces a row's scores over a span by weights; see `weights_over_span`. */
-INLINE void weigh_row(const Passage *passage, const float *scores, int64_t first, int64_t last, float *most,
+INLINE void weigh_row(const Prefill *prefill, const float *scores, int64_t first, int64_t last, float *most,
                       floats *total, float *out, int64_t depth, uint16_t *weights) {
     floats values[SPAN_VECTORS];
-    weights_over_span(passage, scores, first, last, most, total, out, depth, values);
+    weights_over_span(prefill, scores, first, last, most, total, out, depth, values);
     UNROLL for (int v = 0; v < SPAN_VECTORS; v++) *total += values[v];
     UNROLL for (int step = 0; step < SPAN_STEPS; step++, weights += PAIR) {
         __m512i upper, rest;
@@ -150,25 +150,25 @@ INLINE void weigh_row(const Passage *passage, const float *scores, int64_t first
     }
 }
 
-static void split_queries(const Passage *passage, int64_t kv_head, int64_t begin, int64_t rows, int64_t depth,
+static void split_queries(const Prefill *prefill, int64_t kv_head, int64_t begin, int64_t rows, int64_t depth,
                           uint16_t *queries) {
-    const int64_t head_dim = passage->head_dim;
+    const int64_t head_dim = prefill->head_dim;
     for (int64_t row = 0; row < rows; row++) {
-        const float *query = query_of_row(passage, kv_head, begin, row);
+        const float *query = query_of_row(prefill, kv_head, begin, row);
         uint16_t *line = queries + row / TILE_LINES * depth / SEGMENT * PAIR + row % TILE_LINES * SEGMENT;
         for (int64_t i = 0; i < depth; i += SEGMENT, line += PAIR) {
             __m512i upper, rest;
-            split(load_channels(query, i, head_dim) * passage->scale,
-                  load_channels(query, i + LANES, head_dim) * passage->scale, &upper, &rest);
+            split(load_channels(query, i, head_dim) * prefill->scale,
+                  load_channels(query, i + LANES, head_dim) * prefill->scale, &upper, &rest);
             _mm512_storeu_si512(line, upper);
             _mm512_storeu_si512(line + TILE_NUMBERS, rest);
         }
     }
 }
 
-void amx_attend_passage(const Passage *passage, int64_t kv_head, int64_t begin, int64_t end, const float *spans,
+void amx_attend_prefill(const Prefill *prefill, int64_t kv_head, int64_t begin, int64_t end, const float *spans,
                         float *workspace) {
-    const int64_t depth = depth_of(passage->head_dim), group = passage->heads / passage->kv_heads, rows = (end - begin) * group;
+    const int64_t depth = depth_of(prefill->head_dim), group = prefill->heads / prefill->kv_heads, rows = (end - begin) * group;
     const int64_t padded = (rows + 2 * TILE_LINES - 1) / (2 * TILE_LINES) * 2 * TILE_LINES;
     float *out = workspace, *totals = out + padded * depth, *scores = totals + padded * LANES;
     float *greatest_scores = scores + padded * SPAN;
@@ -176,17 +176,17 @@ void amx_attend_passage(const Passage *passage, int64_t kv_head, int64_t begin, 
     memset(workspace, 0, (size_t)(padded * (depth + LANES)) * sizeof(float)); /* results and totals */
     memset(queries, 0, (size_t)(2 * padded * (depth + SPAN)) * sizeof(uint16_t)); /* rows that are only padding, too */
     for (int64_t row = 0; row < rows; row++) greatest_scores[row] = -INFINITY;
-    split_queries(passage, kv_head, begin, rows, depth, queries);
+    split_queries(prefill, kv_head, begin, rows, depth, queries);
     configure_tiles();
-    for (int64_t from = first_span(passage, begin); from < passage->first + end; from += SPAN) {
+    for (int64_t from = first_span(prefill, begin); from < prefill->first + end; from += SPAN) {
         const uint16_t *keys = (const uint16_t *)(spans + from / SPAN * 2 * SPAN * depth), *values = keys + 2 * SPAN * depth;
         product(queries, keys, padded, SPAN_TILES, depth / SEGMENT, scores, 0);
         for (int64_t row = 0; row < rows; row++) {
             int64_t first, last;
-            seen_in_span(passage, begin + row / group, from, &first, &last);
-            add_distances_of_row(passage, kv_head, row, from, scores + row * SPAN);
+            seen_in_span(prefill, begin + row / group, from, &first, &last);
+            add_alibi_of_row(prefill, kv_head, row, from, scores + row * SPAN);
             floats total = load(totals + row * LANES);
-            weigh_row(passage, scores + row * SPAN, first, last, greatest_scores + row, &total, out + row * depth,
+            weigh_row(prefill, scores + row * SPAN, first, last, greatest_scores + row, &total, out + row * depth,
                       depth, weights + row / TILE_LINES * SPAN_STEPS * PAIR + row % TILE_LINES * SEGMENT);
             store(totals + row * LANES, total);
         }
@@ -194,7 +194,7 @@ void amx_attend_passage(const Passage *passage, int64_t kv_head, int64_t begin, 
     }
     _tile_release();
     for (int64_t row = 0; row < rows; row++)
-        store_result(passage, kv_head, begin, row, greatest_scores[row], sum(load(totals + row * LANES)),
+        store_result(prefill, kv_head, begin, row, greatest_scores[row], sum(load(totals + row * LANES)),
                      out + row * depth);
 }
 

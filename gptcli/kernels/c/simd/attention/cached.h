@@ -1,9 +1,8 @@
 /* Keys and values as a cache stores them: see CacheKind. */
-#ifndef GPTCLI_SIMD_CACHED_H
-#define GPTCLI_SIMD_CACHED_H
+#pragma once
 
-#include "../kernels.h"
-#include "vectors.h"
+#include "../../kernels.h"
+#include "../vectors.h"
 
 typedef int8_t octets __attribute__((vector_size(LANES)));
 
@@ -86,5 +85,3 @@ static const float *expand(CacheKind kind, const uint8_t *head, int64_t head_dim
     }
     return out - (end - begin) * head_dim;
 }
-
-#endif

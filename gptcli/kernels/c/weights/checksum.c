@@ -3,7 +3,7 @@
  * Each lane takes every eighth 64-bit word. A round loses nothing of its lane or its word, so one changed word always
  * changes the result, and several change it unless they happen to cancel.
  */
-#include "kernels.h"
+#include "../kernels.h"
 
 #include <errno.h>
 #include <string.h>

@@ -1,8 +1,7 @@
 /* Addresses within coded matrices (kernels.h describes the layout), and decoding of one record without vectors. */
-#ifndef GPTCLI_CODED_LAYOUT_H
-#define GPTCLI_CODED_LAYOUT_H
+#pragma once
 
-#include "kernels.h"
+#include "../kernels.h"
 
 #include <string.h>
 
@@ -75,5 +74,3 @@ static inline void decode_columns(const Matrix *matrix, const uint8_t *codes, co
         memcpy(&out[i], &bits, sizeof bits);
     }
 }
-
-#endif

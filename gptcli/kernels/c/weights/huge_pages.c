@@ -5,7 +5,7 @@
  * chunks of huge pages. The system commits only what is written. A chunk is freed with its last matrix.
  */
 #define _DEFAULT_SOURCE /* madvise */
-#include "kernels.h"
+#include "../kernels.h"
 
 #include <pthread.h>
 #include <stdlib.h>

@@ -1,9 +1,8 @@
 /* Attention of many tokens of one text. */
-#ifndef GPTCLI_SIMD_PASSAGE_H
-#define GPTCLI_SIMD_PASSAGE_H
+#pragma once
 
-#include "attention.h"
-#include "passage_rows.h"
+#include "decode.h"
+#include "prefill_rows.h"
 
 enum { ROWS = LANES == 16 ? 8 : 4 }; /* of a product whose sums fit into registers */
 
@@ -48,11 +47,11 @@ INLINE void product(const float *a, int64_t a_stride, const float *b, int64_t b_
 
 /* Replaces a row's scores over a span by weights, and rescales its earlier results to the new largest score. The row
  * sees positions [begin, end) of the span. */
-INLINE void weights_of_row(const Passage *passage, float *scores, int64_t begin, int64_t end, float *largest_score,
+INLINE void weights_of_row(const Prefill *prefill, float *scores, int64_t begin, int64_t end, float *largest_score,
                            float *total, float *out) {
     for (int64_t i = 0; i < SPAN; i += LANES) {
         floats value = load(scores + i);
-        if (passage->softcap != 0) value = hyperbolic_tangent(value / passage->softcap) * passage->softcap;
+        if (prefill->softcap != 0) value = hyperbolic_tangent(value / prefill->softcap) * prefill->softcap;
         store(scores + i, value);
     }
     for (int64_t i = 0; i < begin; i++) scores[i] = -INFINITY;
@@ -66,8 +65,8 @@ INLINE void weights_of_row(const Passage *passage, float *scores, int64_t begin,
     }
     if (now > *largest_score) {
         float shrink = expf(*largest_score - now);
-        for (int64_t i = 0; i < passage->head_dim; i += LANES)
-            store_some(out, i, passage->head_dim, load_some(out, i, passage->head_dim) * shrink);
+        for (int64_t i = 0; i < prefill->head_dim; i += LANES)
+            store_some(out, i, prefill->head_dim, load_some(out, i, prefill->head_dim) * shrink);
         *total *= shrink;
         *largest_score = now;
     }
@@ -75,41 +74,39 @@ INLINE void weights_of_row(const Passage *passage, float *scores, int64_t begin,
 }
 
 /* Tokens [begin, end) of one kv head. transposed: its keys, (spans, head_dim, SPAN); workspace: see attention.c. */
-static void attend_passage(const Passage *passage, int64_t kv_head, int64_t begin, int64_t end, const float *transposed,
+static void attend_prefill(const Prefill *prefill, int64_t kv_head, int64_t begin, int64_t end, const float *transposed,
                            float *workspace) {
-    const int64_t head_dim = passage->head_dim, group = passage->heads / passage->kv_heads;
+    const int64_t head_dim = prefill->head_dim, group = prefill->heads / prefill->kv_heads;
     const int64_t rows = (end - begin) * group, padded = (rows + ROWS - 1) / ROWS * ROWS;
     float *queries = workspace, *out = queries + padded * head_dim, *scores = out + padded * head_dim;
     float *greatest = scores + padded * SPAN, *totals = greatest + padded, *expanded = totals + padded;
-    const CacheKind kind = (CacheKind)passage->kind;
-    const uint8_t *cached = passage->values + kv_head * head_bytes(kind, head_dim, passage->room);
+    const CacheKind kind = (CacheKind)prefill->kind;
+    const uint8_t *cached = prefill->values + kv_head * head_bytes(kind, head_dim, prefill->room);
     memset(workspace, 0, (size_t)(2 * padded * head_dim) * sizeof(float));
     for (int64_t row = 0; row < padded; row++) {
         greatest[row] = -INFINITY;
         totals[row] = 0;
         if (row >= rows) continue;
-        const float *query = query_of_row(passage, kv_head, begin, row);
+        const float *query = query_of_row(prefill, kv_head, begin, row);
         for (int64_t i = 0; i < head_dim; i += LANES)
-            store_some(queries + row * head_dim, i, head_dim, load_some(query, i, head_dim) * passage->scale);
+            store_some(queries + row * head_dim, i, head_dim, load_some(query, i, head_dim) * prefill->scale);
     }
-    const int64_t newest = passage->first + end;
-    for (int64_t from = first_span(passage, begin); from < newest; from += SPAN) {
+    const int64_t newest = prefill->first + end;
+    for (int64_t from = first_span(prefill, begin); from < newest; from += SPAN) {
         const float *keys = transposed + from * head_dim;
         const float *values = kind == CACHE_FP32 ? (const float *)cached + from * head_dim : expanded;
         int64_t present = newest - from < SPAN ? newest - from : SPAN;
-        if (values == expanded) expand(kind, cached, head_dim, passage->room, from, from + present, expanded);
+        if (values == expanded) expand(kind, cached, head_dim, prefill->room, from, from + present, expanded);
         product(queries, head_dim, keys, SPAN, padded, head_dim, SPAN, scores, SPAN, 0);
         for (int64_t row = 0; row < rows; row++) {
             int64_t first, last;
-            seen_in_span(passage, begin + row / group, from, &first, &last);
-            add_distances_of_row(passage, kv_head, row, from, scores + row * SPAN);
-            weights_of_row(passage, scores + row * SPAN, first, last, greatest + row, totals + row,
+            seen_in_span(prefill, begin + row / group, from, &first, &last);
+            add_alibi_of_row(prefill, kv_head, row, from, scores + row * SPAN);
+            weights_of_row(prefill, scores + row * SPAN, first, last, greatest + row, totals + row,
                            out + row * head_dim);
         }
         product(scores, SPAN, values, head_dim, padded, present, head_dim, out, head_dim, 1);
     }
     for (int64_t row = 0; row < rows; row++)
-        store_result(passage, kv_head, begin, row, greatest[row], totals[row], out + row * head_dim);
+        store_result(prefill, kv_head, begin, row, greatest[row], totals[row], out + row * head_dim);
 }
-
-#endif

@@ -1,8 +1,7 @@
 /* What attention in vectors of 512 bits shares: weights of a span's positions. */
-#ifndef GPTCLI_SIMD_SPAN_WEIGHTS_H
-#define GPTCLI_SIMD_SPAN_WEIGHTS_H
+#pragma once
 
-#include "passage_rows.h"
+#include "prefill_rows.h"
 
 enum { SPAN_VECTORS = SPAN / LANES };
 
@@ -26,14 +25,14 @@ INLINE floats power_of_two(floats x) {
 
 /* A row's weights over a span from its scores; rescales its earlier results and total to the new greatest score. The
  * row sees positions [first, last) of the span. */
-INLINE void weights_over_span(const Passage *passage, const float *scores, int64_t first, int64_t last, float *most,
+INLINE void weights_over_span(const Prefill *prefill, const float *scores, int64_t first, int64_t last, float *most,
                               floats *total, float *out, int64_t depth, floats *values) {
     uint64_t seen = last == 0 ? 0 : ~(uint64_t)0 >> (SPAN - last);
     seen = first == SPAN ? 0 : seen >> first << first;
     floats greatest_values = splat(-INFINITY);
     UNROLL for (int v = 0; v < SPAN_VECTORS; v++) {
         values[v] = load(scores + v * LANES);
-        if (passage->softcap != 0) values[v] = hyperbolic_tangent(values[v] / passage->softcap) * passage->softcap;
+        if (prefill->softcap != 0) values[v] = hyperbolic_tangent(values[v] / prefill->softcap) * prefill->softcap;
     }
     if (~seen != 0) {
         UNROLL for (int v = 0; v < SPAN_VECTORS; v++) {
@@ -53,5 +52,3 @@ INLINE void weights_over_span(const Passage *passage, const float *scores, int64
     UNROLL for (int v = 0; v < SPAN_VECTORS; v++)
         values[v] = seen == 0 ? (floats){0} : power_of_two(values[v] * LOG2_OF_E - *most * LOG2_OF_E);
 }
-
-#endif

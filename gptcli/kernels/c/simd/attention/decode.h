@@ -3,13 +3,12 @@
  * Each range's keys are read first, then its values. Meanwhile the next data are prefetched, LANES positions ahead: the
  * values after the last key, and the next range's keys after the last value.
  */
-#ifndef GPTCLI_SIMD_ATTENTION_H
-#define GPTCLI_SIMD_ATTENTION_H
+#pragma once
 
-#include "../kernels.h"
+#include "../../kernels.h"
 #include "cached.h"
-#include "distances.h"
-#include "vectors.h"
+#include "alibi.h"
+#include "../vectors.h"
 
 enum {
     HEADS = 4,   /* that share the loads of values */
@@ -122,7 +121,7 @@ INLINE void attend_heads(const Attention *attention, const float *queries, const
     float scores[HEADS][RANGE];
     multiply_keys(attention, queries, keys, values, positions, scores, half, heads);
     for (int h = 0; h < heads; h++) {
-        if (slopes != NULL) add_distances(scores[h], positions, slopes[h], first, attention->rounded);
+        if (slopes != NULL) add_alibi(scores[h], positions, slopes[h], first, attention->rounded);
         float most = bounded(scores[h], positions, attention->softcap);
         partial[h * stride + GREATEST] = most;
         partial[h * stride + SUM] = exponentiate(scores[h], positions, most);
@@ -194,5 +193,3 @@ static void merge(const Attention *attention, int64_t head, float *partials, int
         store_some(attention->out + head * head_dim, i, head_dim, weighted / total);
     }
 }
-
-#endif

@@ -1,6 +1,5 @@
 /* Conversions between fp32 and fp16 or bf16, one number at a time. */
-#ifndef GPTCLI_NUMBERS_H
-#define GPTCLI_NUMBERS_H
+#pragma once
 
 #include <stdint.h>
 #include <string.h>
@@ -40,5 +39,3 @@ static inline uint16_t bfloat_of_float(float value) {
 }
 
 static inline float float_of_bfloat(uint16_t bfloat) { return float_of_bits((uint32_t)bfloat << 16); }
-
-#endif

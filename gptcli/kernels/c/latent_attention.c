@@ -126,7 +126,7 @@ static int make_keys_and_values(Expansion *job, Product *products) {
 
 static int attend_heads(const Expansion *job, int64_t tokens, const float *queries, float *out) {
     const Op *op = job->op;
-    Passage passage = {
+    Prefill prefill = {
         .queries = queries + job->first * op->size,
         .keys = (const uint8_t *)job->keys,
         .values = (const uint8_t *)job->values,
@@ -142,7 +142,7 @@ static int attend_heads(const Expansion *job, int64_t tokens, const float *queri
         .arithmetic = op->arithmetic,
         .scale = op->factor,
     };
-    int status = gptcli_passage(&passage);
+    int status = gptcli_attend_prefill(&prefill);
     for (int64_t row = 0; row < tokens * job->heads && status == 0; row++)
         memcpy(out + (row / job->heads * op->heads + job->first + row % job->heads) * job->value,
                job->out + row * op->size, (size_t)job->value * sizeof(float));

@@ -1,6 +1,5 @@
 /* Pairs of bf16, for products that take two numbers at a time. */
-#ifndef GPTCLI_SIMD_PAIRS_H
-#define GPTCLI_SIMD_PAIRS_H
+#pragma once
 
 #include "vectors.h"
 
@@ -13,5 +12,3 @@ INLINE __m512i interleaved(__m512i pair) {
                                            21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     return _mm512_permutexvar_epi16(order, pair);
 }
-
-#endif

@@ -35,14 +35,14 @@ typedef struct {
     atomic_int quit;
     Task *task;
     void *argument;
-    int threads; /* that were asked for */
-    int started; /* workers */
+    int wanted_threads;
+    int workers_started; /* the calling thread is not among them */
     pthread_t workers[MOST_THREADS];
     void *workspace;
     int64_t workspace_bytes;
 } Pool;
 
-static Pool pool = {.region = CLOSED, .threads = 1};
+static Pool pool = {.region = CLOSED, .wanted_threads = 1};
 static pthread_mutex_t owner = PTHREAD_MUTEX_INITIALIZER; /* one region at a time */
 static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
@@ -95,7 +95,7 @@ static void *work(void *thread) {
         wait_for_region_after(seen);
         if (atomic_load(&pool.quit)) return NULL;
         if (!enter(&seen)) continue;
-        pool.task(pool.argument, (int)(intptr_t)thread, pool.started + 1);
+        pool.task(pool.argument, (int)(intptr_t)thread, pool.workers_started + 1);
         atomic_fetch_sub(&pool.region, INSIDE);
     }
 }
@@ -112,8 +112,8 @@ static void announce(unsigned long long state) {
 static void stop_workers(void) {
     atomic_store(&pool.quit, 1);
     announce(CLOSED);
-    for (int i = 0; i < pool.started; i++) pthread_join(pool.workers[i], NULL);
-    pool.started = 0;
+    for (int i = 0; i < pool.workers_started; i++) pthread_join(pool.workers[i], NULL);
+    pool.workers_started = 0;
     atomic_store(&pool.region, CLOSED); /* number 0, which new workers take as seen */
     atomic_store(&pool.quit, 0);
 }
@@ -123,7 +123,7 @@ static void forget_workers(void) {
     pthread_mutex_init(&owner, NULL);
     pthread_mutex_init(&sleep_lock, NULL);
     pthread_cond_init(&wake, NULL);
-    pool.started = 0;
+    pool.workers_started = 0;
     atomic_store(&pool.region, CLOSED);
     atomic_store(&pool.sleepers, 0);
 }
@@ -133,27 +133,27 @@ static void watch_for_forks(void) { pthread_atfork(NULL, NULL, forget_workers); 
 static void start_workers(void) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, watch_for_forks);
-    while (pool.started < pool.threads - 1) {
-        intptr_t thread = pool.started + 1;
+    while (pool.workers_started < pool.wanted_threads - 1) {
+        intptr_t thread = pool.workers_started + 1;
         /* Without a further thread the work is slower, not wrong. */
-        if (pthread_create(&pool.workers[pool.started], NULL, work, (void *)thread) != 0) {
-            pool.threads = pool.started + 1;
+        if (pthread_create(&pool.workers[pool.workers_started], NULL, work, (void *)thread) != 0) {
+            pool.wanted_threads = pool.workers_started + 1;
             return;
         }
-        pool.started++;
+        pool.workers_started++;
     }
 }
 
 int gptcli_set_threads(int threads) {
     if (threads < 1 || threads > MOST_THREADS) return -1;
     pool_lock();
-    if (threads - 1 != pool.started) stop_workers();
-    pool.threads = threads;
+    if (threads - 1 != pool.workers_started) stop_workers();
+    pool.wanted_threads = threads;
     pool_unlock();
     return 0;
 }
 
-int gptcli_threads(void) { return pool.threads; }
+int gptcli_threads(void) { return pool.wanted_threads; }
 
 void pool_lock(void) { pthread_mutex_lock(&owner); }
 void pool_unlock(void) { pthread_mutex_unlock(&owner); }
@@ -171,12 +171,12 @@ static void close_region(void) {
 }
 
 void pool_share(Task *task, void *argument) {
-    if (pool.threads == 1) {
+    if (pool.wanted_threads == 1) {
         task(argument, 0, 1);
         return;
     }
     open_region(task, argument);
-    task(argument, 0, pool.started + 1);
+    task(argument, 0, pool.workers_started + 1);
     close_region();
 }
 
@@ -187,25 +187,25 @@ typedef struct {
 } Range;
 
 static Range ranges[MOST_THREADS];
-static int64_t dealt; /* ranges */
-static int64_t taken; /* of a range at once */
+static int64_t ranges_dealt;
+static int64_t step_taken; /* of a range at once */
 
 void pool_deal(int64_t count, int64_t step, int64_t even) {
     int64_t steps = (count + step - 1) / step, begin = 0;
-    dealt = steps < pool.threads ? steps : pool.threads;
-    taken = step;
-    for (int64_t i = 0; i < dealt; i++) {
-        int64_t end = (count * (i + 1) / dealt + even - 1) / even * even;
+    ranges_dealt = steps < pool.wanted_threads ? steps : pool.wanted_threads;
+    step_taken = step;
+    for (int64_t i = 0; i < ranges_dealt; i++) {
+        int64_t end = (count * (i + 1) / ranges_dealt + even - 1) / even * even;
         atomic_store_explicit(&ranges[i].next, begin, memory_order_relaxed);
         begin = ranges[i].end = end < count ? end : count;
     }
 }
 
 int pool_take(int thread, int64_t *begin, int64_t *end) {
-    for (int64_t i = 0; i < dealt; i++) {
-        Range *range = &ranges[(thread + i) % dealt];
-        *begin = atomic_fetch_add(&range->next, taken);
-        *end = *begin + taken < range->end ? *begin + taken : range->end;
+    for (int64_t i = 0; i < ranges_dealt; i++) {
+        Range *range = &ranges[(thread + i) % ranges_dealt];
+        *begin = atomic_fetch_add(&range->next, step_taken);
+        *end = *begin + step_taken < range->end ? *begin + step_taken : range->end;
         if (*begin < range->end) return 1;
     }
     return 0;

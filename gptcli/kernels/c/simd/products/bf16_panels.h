@@ -6,13 +6,12 @@
  * A panel is PANEL_ROWS rows of at most BF16_COLUMNS columns. It stays in the L1 cache while all tokens, BF16_TOKENS at
  * a time, are multiplied with it.
  */
-#ifndef GPTCLI_SIMD_BF16_H
-#define GPTCLI_SIMD_BF16_H
+#pragma once
 
-#include "../coded_layout.h"
-#include "affine_weights.h"
-#include "amx.h"
-#include "pairs.h"
+#include "../../weights/coded_layout.h"
+#include "affine_dequantize.h"
+#include "../amx_tiles.h"
+#include "../bf16_pairs.h"
 
 enum {
     PANEL_ROWS = 2 * LANES,
@@ -176,5 +175,3 @@ INLINE void bf16_panels(const Matrix *matrix, const uint16_t *x, int64_t tokens,
             }
         }
 }
-
-#endif

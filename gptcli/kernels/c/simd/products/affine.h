@@ -1,9 +1,8 @@
 /* What products with affine weights and their expansion share: constants, and one copy of the code for each format. */
-#ifndef GPTCLI_SIMD_AFFINE_H
-#define GPTCLI_SIMD_AFFINE_H
+#pragma once
 
-#include "../kernels.h"
-#include "vectors.h"
+#include "../../kernels.h"
+#include "../vectors.h"
 
 enum { VECTORS = BLOCK / LANES }; /* that make up a block's rows */
 
@@ -89,5 +88,3 @@ INLINE void prefetch_constants(const uint8_t *record, const Constants constants)
         CASE_OF(4, LOOKED_UP, function, matrix, __VA_ARGS__)                                                           \
         CASE_OF(4, LOOKED_UP_WIDE, function, matrix, __VA_ARGS__)                                                      \
     }
-
-#endif

@@ -10,7 +10,7 @@
  * weights has them times 16, then as they are. A line's products are those of 12 bits of the activations, so SHORT_DIGITS
  * are one line.
  */
-#include "../kernels.h"
+#include "../../kernels.h"
 
 #if GPTCLI_X86 && GPTCLI_BF16
 
@@ -23,11 +23,11 @@
 #pragma GCC target("prefer-vector-width=512")
 #endif
 
-#include "avx512.h"
-#include "vectors.h"
+#include "../avx512_vectors.h"
+#include "../vectors.h"
 
 #include "affine.h"
-#include "amx.h"
+#include "../amx_tiles.h"
 
 enum {
     RING = 8,                         /* units under way, at least LATEST + 1; a power of two */

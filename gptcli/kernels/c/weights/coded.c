@@ -4,7 +4,7 @@
  * exponent) are among sixteen, and four bits say which one. A record with any other upper byte spells its own out.
  */
 #include "coded_layout.h"
-#include "kernels.h"
+#include "../kernels.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -7,7 +7,7 @@
  *   values   (SPAN / 2, depth) pairs of positions, bf16
  * depth: head_dim, rounded up to 32; channels past head_dim are zero.
  */
-#include "../kernels.h"
+#include "../../kernels.h"
 
 #if GPTCLI_X86 && GPTCLI_BF16
 
@@ -20,11 +20,11 @@
 #pragma GCC target("prefer-vector-width=512")
 #endif
 
-#include "avx512.h"
-#include "vectors.h"
+#include "../avx512_vectors.h"
+#include "../vectors.h"
 
-#include "pairs.h"
-#include "span_weights.h"
+#include "../bf16_pairs.h"
+#include "prefill_softmax.h"
 
 enum {
     ROWS = 8,            /* queries whose sums fit into registers, two vectors each */
@@ -142,9 +142,9 @@ INLINE void round_weights(const floats *values, floats *total, int32_t *weights)
     }
 }
 
-void rounded_attend(const Passage *passage, int64_t kv_head, int64_t begin, int64_t end, const float *spans,
+void rounded_attend(const Prefill *prefill, int64_t kv_head, int64_t begin, int64_t end, const float *spans,
                     float *workspace) {
-    const int64_t head_dim = passage->head_dim, depth = depth_of(head_dim), group = passage->heads / passage->kv_heads;
+    const int64_t head_dim = prefill->head_dim, depth = depth_of(head_dim), group = prefill->heads / prefill->kv_heads;
     const int64_t rows = (end - begin) * group, padded = (rows + ROWS - 1) / ROWS * ROWS;
     float *out = workspace, *totals = out + padded * depth, *greatest_scores = totals + padded * LANES;
     float *query_scales = greatest_scores + padded, *scores = query_scales + padded;
@@ -156,14 +156,14 @@ void rounded_attend(const Passage *passage, int64_t kv_head, int64_t begin, int6
         greatest_scores[row] = -INFINITY;
         query_scales[row] = 0;
         if (row < rows)
-            query_scales[row] = round_vector(query_of_row(passage, kv_head, begin, row), passage->scale, head_dim,
+            query_scales[row] = round_vector(query_of_row(prefill, kv_head, begin, row), prefill->scale, head_dim,
                                              depth, (int16_t *)(queries + row * depth / 2));
     }
     const int64_t span_bytes = (SPAN * depth + SPAN) * (int64_t)sizeof(float);
-    for (int64_t from = first_span(passage, begin); from < passage->first + end; from += SPAN) {
+    for (int64_t from = first_span(prefill, begin); from < prefill->first + end; from += SPAN) {
         const float *span = spans + from / SPAN * 2 * SPAN * depth;
         const int32_t *keys = (const int32_t *)span;
-        const int whole = from + SPAN <= passage->first + begin + 1 && first_seen(passage, end - 1) <= from;
+        const int whole = from + SPAN <= prefill->first + begin + 1 && first_seen(prefill, end - 1) <= from;
         const float *scales = span + depth / 2 * SPAN;
         for (int64_t row = 0; row < rows; row += ROWS) {
             fetch_part(span + 2 * SPAN * depth, span_bytes, row / ROWS, padded / ROWS); /* of the next one */
@@ -171,9 +171,9 @@ void rounded_attend(const Passage *passage, int64_t kv_head, int64_t begin, int6
             for (int64_t r = 0; r < ROWS && row + r < rows; r++) {
                 int64_t first = 0, last = SPAN;
                 floats values[SPAN_VECTORS], total = load(totals + (row + r) * LANES);
-                if (!whole) seen_in_span(passage, begin + (row + r) / group, from, &first, &last);
-                add_distances_of_row(passage, kv_head, row + r, from, scores + r * SPAN);
-                weights_over_span(passage, scores + r * SPAN, first, last, greatest_scores + row + r, &total,
+                if (!whole) seen_in_span(prefill, begin + (row + r) / group, from, &first, &last);
+                add_alibi_of_row(prefill, kv_head, row + r, from, scores + r * SPAN);
+                weights_over_span(prefill, scores + r * SPAN, first, last, greatest_scores + row + r, &total,
                                   out + (row + r) * depth, depth, values);
                 round_weights(values, &total, weights + r * PAIRS);
                 store(totals + (row + r) * LANES, total);
@@ -182,7 +182,7 @@ void rounded_attend(const Passage *passage, int64_t kv_head, int64_t begin, int6
         }
     }
     for (int64_t row = 0; row < rows; row++)
-        store_result(passage, kv_head, begin, row, greatest_scores[row], sum(load(totals + row * LANES)),
+        store_result(prefill, kv_head, begin, row, greatest_scores[row], sum(load(totals + row * LANES)),
                      out + row * depth);
 }
 

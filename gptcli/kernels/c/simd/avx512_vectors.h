@@ -1,6 +1,5 @@
 /* Vectors of 512 bits, as level.h wants them. Included after a compiler target is set. */
-#ifndef GPTCLI_SIMD_AVX512_H
-#define GPTCLI_SIMD_AVX512_H
+#pragma once
 
 #include "../kernels.h"
 
@@ -102,7 +101,7 @@ static inline __attribute__((always_inline)) void decode_halves(const Matrix *ma
     *second = _mm512_unpackhi_epi8(next, tops);
 }
 
-/* See coded.h. Takes 19 vector instructions for 64 weights in bf16, loads included. */
+/* See coded_dots.h. Takes 19 vector instructions for 64 weights in bf16, loads included. */
 static inline __attribute__((always_inline)) void decode_record(const Matrix *matrix, const uint8_t *codes,
                                                                 const uint8_t *rest, const uint8_t *spelled,
                                                                 floats *weights, const int wide) {
@@ -117,5 +116,3 @@ static inline __attribute__((always_inline)) void decode_record(const Matrix *ma
     weights[2] = (floats)_mm512_unpacklo_epi16(more, second);
     weights[3] = (floats)_mm512_unpackhi_epi16(more, second);
 }
-
-#endif
