@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import gptcli
 from gptcli.checkpoint.recipes import sources
-from gptcli.checkpoint.tensor_source import TensorSource
+from gptcli.checkpoint.weights.tensor_source import TensorSource
 from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.quant.packed import PackedWeight
 

@@ -144,7 +144,7 @@ def dense_weights(folder: ModelFolder) -> dict[str, Tensor]:
     """A model's weights by name. Packed ones become fp32."""
     import torch
 
-    from gptcli.checkpoint.tensor_source import TensorSource
+    from gptcli.checkpoint.weights.tensor_source import TensorSource
     from gptcli.quant.packed import PackedWeight
 
     with TensorSource(folder) as source:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gptcli.language_model import LanguageModel, load
     from gptcli.scheduler import Scheduler
     from gptcli.settings import ChatSettings, ConstraintConfig, SamplingConfig, StopConfig
-    from gptcli.text.chat_template import ChatTemplate
+    from gptcli.text.chat_templates.chat_template import ChatTemplate
     from gptcli.text.messages import Message
     from gptcli.tools.definitions import ToolCall
 
@@ -44,7 +44,7 @@ __all__ = [
 
 _HOME = {
     "ChatSettings": "gptcli.settings",
-    "ChatTemplate": "gptcli.text.chat_template",
+    "ChatTemplate": "gptcli.text.chat_templates.chat_template",
     "Completed": "gptcli.generation.events",
     "ConstraintConfig": "gptcli.settings",
     "Finished": "gptcli.generation.events",

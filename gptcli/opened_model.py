@@ -17,7 +17,7 @@ from gptcli.model_notes import Note
 from gptcli.models.catalog import fingerprint
 from gptcli.models.stores import StoreSettings
 from gptcli.settings import RuntimeConfig, SamplingConfig, StopConfig
-from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.chat_templates.chat_template import ChatTemplate
 from gptcli.text.tokenizer import Tokenizer
 
 

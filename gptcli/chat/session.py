@@ -18,7 +18,7 @@ from gptcli.generation.events import Finished, TextDelta
 from gptcli.generation.request import StreamKeywords
 from gptcli.runtime.engine import PromptCache, ReplyKeywords
 from gptcli.settings import ChatSettings, ConstraintConfig, SamplingConfig, StopConfig
-from gptcli.text.chat_template import ChatTemplate, Switches
+from gptcli.text.chat_templates.chat_template import ChatTemplate, Switches
 from gptcli.text.messages import Message, message_record
 from gptcli.text.tokenizer import Tokenizer
 from gptcli.tools.definitions import AUTO, Definition, ToolCall

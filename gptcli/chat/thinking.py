@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gptcli.chat.session import Model, Session
-from gptcli.text.chat_template import prompt_opens_thoughts
+from gptcli.text.chat_templates.chat_template import prompt_opens_thoughts
 from gptcli.tools.thought_tags import CLOSING, OPENING, overlap
 
 

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from gptcli.checkpoint.config.hf_config import HfConfig
-from gptcli.checkpoint.cook import reordered_rows
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import WeightPlan
 from gptcli.checkpoint.recipes import Concat, Recipe, ReorderedRows, Take, Transposed, sources
 from gptcli.checkpoint.registry import architecture_of
 from gptcli.checkpoint.safetensors_header import read_header
-from gptcli.checkpoint.tensor_source import TensorSource
+from gptcli.checkpoint.weights.evaluate_recipe import reordered_rows
+from gptcli.checkpoint.weights.tensor_source import TensorSource
 from gptcli.errors import BrokenCheckpoint, GptcliError, UnsupportedArchitecture
 from gptcli.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_there, read_json
-from gptcli.model.adapted_linear import AdaptedLinear
 from gptcli.model.decoder import Decoder
+from gptcli.model.linear import AdaptedLinear
 
 PREFIX = "base_model.model."
 # Fields of adapter_config.json without effect on what a trained adapter computes, or read below.

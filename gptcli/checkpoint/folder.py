@@ -22,7 +22,7 @@ from gptcli.model_notes import Note
 
 if TYPE_CHECKING:
     from gptcli.gguf.model import GgufModel
-    from gptcli.kept_files import KeptFile
+    from gptcli.snapshot_format import SnapshotFile
 
 _AHEAD = "layers that predict tokens further ahead, and that nothing uses"
 _TEXT_ALONE = Note("text alone goes in, though the model reads images too")
@@ -44,7 +44,7 @@ class ModelFolder:
     reading_notes: list[Note] = field(default_factory=list)
     is_gguf: bool = False
     gguf: GgufModel | None = field(default=None, compare=False)
-    unkept: KeptFile | None = field(default=None, compare=False)
+    unkept: SnapshotFile | None = field(default=None, compare=False)
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -65,7 +65,7 @@ class ModelFolder:
 
     @classmethod
     def _open_gguf(cls, path: Path) -> Self:
-        from gptcli.checkpoint.kept_headers import header_slot, kept_header  # most models need none of it
+        from gptcli.checkpoint.header_snapshots import header_slot, kept_header  # most models need none of it
 
         slot = header_slot(path)
         if slot is not None and (kept := kept_header(slot)) is not None:
@@ -91,7 +91,7 @@ class ModelFolder:
     def keep(self) -> None:
         """Keeps a GGUF file's header, which makes the next start faster."""
         if self.unkept is not None:
-            from gptcli.checkpoint.kept_headers import ReadFile, keep_header
+            from gptcli.checkpoint.header_snapshots import ReadFile, keep_header
 
             generation_config = self.generation_config or {}
             keep_header(self.unkept, ReadFile(self.config, generation_config, self.tensors, self.reading_notes))

@@ -1,7 +1,7 @@
 """Fills a decoder from a checkpoint, parameter by parameter. A weight's way from its file into a kernel:
 
 1. `TensorSource.weight` reads its tensors: a dense tensor, or a packed weight of `quant/`.
-2. `cook` applies the family's recipe: joins q, k and v, say.
+2. `evaluate` applies the family's recipe: joins q, k and v, say.
 3. `_form` decides the form that it is multiplied in: dense, packed, or in the layout of torch's int4 kernel.
 4. `_module` wraps the form in a layer, such as `CompiledLinear`; `_Slot.fill` puts that into the decoder.
 5. `kernels/layers.py` hands it to `kernels/tensors.py`; `kernels/c/weights/matrix.c` repacks it, or reads it in place.
@@ -17,12 +17,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gptcli.checkpoint.cook import concatenated, cook, dense, stored_apart
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.formats import Ggml
+from gptcli.checkpoint.rank_shard import RankShard
 from gptcli.checkpoint.recipes import PlusOne, Recipe, sources
-from gptcli.checkpoint.share import Share
-from gptcli.checkpoint.tensor_source import TensorSource
+from gptcli.checkpoint.weights.evaluate_recipe import concatenated, dense, evaluate, stored_apart
+from gptcli.checkpoint.weights.tensor_source import TensorSource
 from gptcli.cuda.int4 import Tinygemm, TinygemmEmbedding, TinygemmLinear, TinygemmMatrix
 from gptcli.errors import BrokenCheckpoint
 from gptcli.kernels.bindings import Arithmetic
@@ -71,25 +71,25 @@ def load_decoder(
     folder: ModelFolder,
     plan: WeightPlan,
     on_progress: Progress = lambda done, total: None,
-    share: Share | None = None,
+    shard: RankShard | None = None,
 ) -> Decoder:
-    """A decoder with the checkpoint's weights, or one rank's share of it.
+    """A decoder with the checkpoint's weights, or one rank's shard of it.
 
     At most one parameter is in memory twice. Raises BrokenCheckpoint if a shape does not fit the config, before any
     weight is read, and UsageError if the decoder cannot be split.
     """
     decoder = empty_decoder(folder)
-    if share is not None:
+    if shard is not None:
         with torch.device("meta"):
-            decoder = Decoder(share.config)
-    total = folder.weight_bytes // (share.ranks if share else 1)
+            decoder = Decoder(shard.config)
+    total = folder.weight_bytes // (shard.ranks if shard else 1)
     with TensorSource(folder) as source:
         for name, whole in folder.architecture.parameters.items():
-            recipe = share.part(name, whole) if share else whole
+            recipe = shard.part(name, whole) if shard else whole
             # 1 + w needs more bits than w. So do choices between nearly equal scores, and exponents.
             wide = isinstance(whole, PlusOne) or _is_never_rounded(decoder, name)
             dtype = torch.float32 if wide else plan.dtype
-            slot, zero = _Slot(decoder, name, dtype), share is not None and not share.adds(name)
+            slot, zero = _Slot(decoder, name, dtype), shard is not None and not shard.adds(name)
             parts = stored_apart(recipe, source) if slot.is_joined(plan) else (recipe,)
             slot.fill(_holder(slot, [_value(part, source, zero) for part in parts], plan))
             on_progress(min(source.bytes_read, total), total)
@@ -169,7 +169,7 @@ class _Value:
 
 def _value(recipe: Recipe, source: TensorSource, zero: bool) -> _Value:
     """zero: replaces the recipe's result by zeros."""
-    content = cook(recipe, source)
+    content = evaluate(recipe, source)
     of_blocks = any(isinstance(source.stored(name), Ggml) for name in sources(recipe))
     return _Value(torch.zeros_like(dense(content)) if zero else content, of_blocks)
 

@@ -85,7 +85,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         try:
             if "_GPTCLI_COMPLETE" in os.environ:  # a shell asks for completions
-                from gptcli.cli.parsing.completion import complete, words_before
+                from gptcli.cli.parsing.shell_completion import complete, words_before
 
                 complete(lambda: program(words_before())(prog_name="gptcli"))
             _program(arguments)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptcli.cli.arrivals import Arrivals, wait_for
+from gptcli.cli.background_reader import BackgroundReader, wait_for
 from gptcli.cli.json_records import json_line, sample_record
 from gptcli.cli.prompt_input import LINE, argument_text, text_lines
 from gptcli.cli.run_options import RunOptions
@@ -45,7 +45,7 @@ def line_prompts(run: RunOptions, prompt: str | None) -> Iterator[str | None]:
         for source in dict.fromkeys(sources)
         for line in text_lines(source, run.decoding, run.prompts.max_input)
     )
-    return prompts if all(source.is_file() for source in sources) else Arrivals(prompts)
+    return prompts if all(source.is_file() for source in sources) else BackgroundReader(prompts)
 
 
 def write_answers(

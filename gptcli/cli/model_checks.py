@@ -138,7 +138,7 @@ class _Steps:
     def weights(self) -> tuple[bool, str]:
         """Whether every weight is a number."""
         self._activity.bytes("checking weights", 0, 0)
-        from gptcli.checkpoint.tensor_source import non_finite_tensors
+        from gptcli.checkpoint.weights.tensor_source import non_finite_tensors
 
         if damaged := non_finite_tensors(self._lm.folder):
             raise BrokenCheckpoint(f"NaN or infinity: {self._lm.folder.path}: {', '.join(damaged[:5])}")

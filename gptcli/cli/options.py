@@ -29,7 +29,7 @@ from gptcli.settings import (
     parse_logit_bias,
     parse_words,
 )
-from gptcli.text.chat_template import Switches
+from gptcli.text.chat_templates.chat_template import Switches
 from gptcli.tools.definitions import checked_choice, parse_tools
 
 MAX_INPUT = 16 << 20  # bytes

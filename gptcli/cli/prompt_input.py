@@ -15,7 +15,7 @@ from itertools import chain, takewhile
 from pathlib import Path
 from typing import Literal, Protocol, Self, cast
 
-from gptcli.cli.arrivals import readable_stdin
+from gptcli.cli.background_reader import readable_stdin
 from gptcli.errors import InputError, UsageError
 
 DecodingErrors = Literal["strict", "replace"]

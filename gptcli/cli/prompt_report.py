@@ -20,7 +20,7 @@ from gptcli.cli.terminal.tables import print_records, spelled
 from gptcli.cli.terminal.token_flow import TokenFlow, grouped, spell
 from gptcli.language_model import LanguageModel
 from gptcli.settings import SamplingConfig, StopConfig
-from gptcli.text.chat_template import ChatTemplate, Switches
+from gptcli.text.chat_templates.chat_template import ChatTemplate, Switches
 from gptcli.text.messages import Message
 
 _NUMBERS = [field.name for field in fields(SamplingConfig) if isinstance(field.default, int | float)]

@@ -22,7 +22,7 @@ from gptcli.language_model import ChatSession, LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL, missing_root_notes
 from gptcli.runtime.engine import Workload
 from gptcli.settings import ChatSettings, ConstraintConfig
-from gptcli.text.chat_template import ChatTemplate, Switches
+from gptcli.text.chat_templates.chat_template import ChatTemplate, Switches
 from gptcli.text.messages import Message
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gptcli.cli.prompt_input import Decoding, read_text
 from gptcli.errors import InputError, NoTemplate
-from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.chat_templates.chat_template import ChatTemplate
 from gptcli.text.tokenizer import Tokenizer
 
 

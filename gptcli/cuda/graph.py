@@ -12,7 +12,7 @@ import torch
 
 from gptcli.cuda.check import relative_difference
 from gptcli.cuda.static_step import Outputs, StaticStep, all_finite
-from gptcli.model.cache import KVCache
+from gptcli.model.cache.kv_cache import KVCache
 from gptcli.model.decoder import Decoder
 
 Record = Callable[[Callable[[], Outputs], torch.device], Callable[[], Outputs]]

@@ -13,11 +13,11 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from gptcli.model.cache import KVCache
+from gptcli.model.cache.kv_cache import KVCache
+from gptcli.model.cache.state import States
 from gptcli.model.config import RopeConfig
 from gptcli.model.decoder import Decoder
 from gptcli.model.position import Mix, Rotation
-from gptcli.model.state import States
 
 Outputs = tuple[Tensor, Tensor]  # logits (rows, vocab) in fp32, and whether all of them are finite, () bool
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from gptcli.checkpoint.adapters import Adapter, updates_of
-from gptcli.checkpoint.cook import cook, dense, fp32
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.recipes import sources
-from gptcli.checkpoint.reverse import is_reversible, tensors_of
-from gptcli.checkpoint.tensor_source import TensorSource
+from gptcli.checkpoint.weights.evaluate_recipe import dense, evaluate, fp32
+from gptcli.checkpoint.weights.invert_recipe import is_reversible, tensors_of
+from gptcli.checkpoint.weights.tensor_source import TensorSource
 from gptcli.errors import UsageError
 from gptcli.export.quantized_folder import array_of, copy_texts
 from gptcli.gguf.safetensors_writer import SafetensorsWriter, write_json
@@ -70,6 +70,6 @@ def write_merged(
             if leaf != "weight" or path not in updates:
                 return None
             down, up = updates[path]
-            return fp32(cook(folder.architecture.parameters[name], source)) + up @ down
+            return fp32(evaluate(folder.architecture.parameters[name], source)) + up @ down
 
         write_dense(folder, target, merged, on_progress)

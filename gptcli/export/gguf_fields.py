@@ -21,7 +21,7 @@ from gptcli.checkpoint.recipes import Recipe
 from gptcli.checkpoint.registry import architecture_of
 from gptcli.errors import GptcliError, UnsupportedArchitecture
 from gptcli.export.llama_cpp_limits import WITHOUT_WINDOWS, condition_of_llama_cpp
-from gptcli.gguf.architectures import ARCHITECTURES
+from gptcli.gguf.families.registry import ARCHITECTURES
 from gptcli.gguf.model import GgufModel
 from gptcli.gguf.model_tensor import Edit
 from gptcli.gguf.reader import GgufFile, GgufTensor

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptcli.checkpoint.cook import cook, fp32, rows_of
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.formats import Dense, Ggml
 from gptcli.checkpoint.recipes import sources
-from gptcli.checkpoint.tensor_source import TensorSource
+from gptcli.checkpoint.weights.evaluate_recipe import evaluate, fp32, rows_of
+from gptcli.checkpoint.weights.tensor_source import TensorSource
 from gptcli.errors import OutputError
 from gptcli.export.ggml_encoding import exact_blocks, float_blocks, rounded_blocks
 from gptcli.export.ggml_rounding import block_columns
@@ -25,8 +25,8 @@ from gptcli.export.gguf_fields import gguf_config
 from gptcli.export.gguf_tokenizer import tokenizer_fields, tokenizer_notes
 from gptcli.export.targets import Target, architecture_name, targets_of
 from gptcli.files import written_whole
-from gptcli.gguf.architectures import ARCHITECTURES
 from gptcli.gguf.blocks import BLOCKS
+from gptcli.gguf.families.registry import ARCHITECTURES
 from gptcli.gguf.model_tensor import Edit
 from gptcli.gguf.reader import GgufFile
 from gptcli.gguf.writer import Blocks, write_gguf
@@ -146,7 +146,7 @@ def _blocks(
 
 def _value(target: Target, source: TensorSource, edit: Edit | None) -> Tensor | PackedWeight:
     """A tensor's values, with its rows in the file's order."""
-    value = cook(target.recipe, source)
+    value = evaluate(target.recipe, source)
     if target.part is not None:
         axis, which = target.part
         rows = value.shape[axis] // 2

@@ -17,7 +17,7 @@ from gptcli.gguf.reader import GgufFile
 from gptcli.gguf.tokenizer import gguf_tokenizer
 from gptcli.gguf.tokenizer import stop_ids as gguf_stop_ids
 from gptcli.model_notes import Note
-from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.chat_templates.chat_template import ChatTemplate
 from gptcli.text.tokenizer import Tokenizer
 from gptcli.text.tokenizer_json import parse
 

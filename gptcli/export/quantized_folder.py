@@ -18,7 +18,7 @@ from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.formats import Affine, Dense
 from gptcli.checkpoint.load import empty_decoder, quantized_bits
 from gptcli.checkpoint.recipes import Recipe, Take, Transposed, operands_of
-from gptcli.checkpoint.tensor_source import TensorSource
+from gptcli.checkpoint.weights.tensor_source import TensorSource
 from gptcli.errors import OutputError, UnsupportedArchitecture, UsageError
 from gptcli.files import RECORD, open_within
 from gptcli.gguf.safetensors_writer import SafetensorsWriter, write_json

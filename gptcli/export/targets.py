@@ -26,8 +26,8 @@ from gptcli.checkpoint.recipes import (
 )
 from gptcli.checkpoint.registry import architecture_of
 from gptcli.errors import UnsupportedArchitecture
-from gptcli.gguf.architectures import ARCHITECTURES
-from gptcli.gguf.naming import GgufArchitecture, tensor_name
+from gptcli.gguf.families.architecture import GgufArchitecture, tensor_name
+from gptcli.gguf.families.registry import ARCHITECTURES
 
 # Model types -> the architecture to write: the first that has the type.
 WRITTEN_AS = {

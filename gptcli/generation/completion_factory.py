@@ -14,7 +14,7 @@ from gptcli.generation.sampling.native_sampler import native_can_sample
 from gptcli.generation.sampling.sampler import make_sampler
 from gptcli.runtime.engine import Engine, Workload
 from gptcli.settings import ConstraintConfig, SamplingConfig, StopConfig
-from gptcli.text.chat_template import prompt_opens_thoughts
+from gptcli.text.chat_templates.chat_template import prompt_opens_thoughts
 from gptcli.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

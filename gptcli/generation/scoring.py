@@ -11,7 +11,7 @@ from gptcli.errors import ContextOverflow, GptcliError, UsageError
 from gptcli.generation.events import TokenLogprob
 from gptcli.generation.score_result import ChoiceScore, Score
 from gptcli.generation.together.cache_pool import CachePool
-from gptcli.model.common_prefix import common_length
+from gptcli.model.cache.common_prefix import common_length
 from gptcli.runtime.engine import Cache, Engine, Extension, Progress, PromptCache, TokenScore, no_progress
 from gptcli.text.tokenizer import Tokenizer
 

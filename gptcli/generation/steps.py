@@ -12,7 +12,7 @@ from gptcli.generation.speculation import Drafter, Pace
 from gptcli.runtime.engine import Cache, Cancelled, Engine, Logits, Progress, no_progress
 
 if TYPE_CHECKING:
-    from gptcli.model.cache import KVCache
+    from gptcli.model.cache.kv_cache import KVCache
     from gptcli.runtime.torch_engine import TensorRows, TorchEngine
 
 

@@ -15,10 +15,10 @@ from tokenizers import Tokenizer
 
 from gptcli.errors import OutputError
 from gptcli.gguf.blocks import decoded
+from gptcli.gguf.families.tiled_heads import TILED, grouped_order
 from gptcli.gguf.model import GgufModel, read_model
 from gptcli.gguf.model_tensor import ModelTensor
 from gptcli.gguf.safetensors_writer import SafetensorsWriter, write_json
-from gptcli.gguf.tiled_heads import TILED, grouped_order
 from gptcli.gguf.tokenizer import gguf_tokenizer
 
 if TYPE_CHECKING:

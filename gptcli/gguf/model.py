@@ -9,12 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gptcli.gguf.architectures import ARCHITECTURES
+from gptcli.gguf.families.architecture import APART, Fields, fraction_of, tensor_name
+from gptcli.gguf.families.registry import ARCHITECTURES
+from gptcli.gguf.families.rope_scaling import ROPE_TENSORS, rope_scaling
 from gptcli.gguf.model_tensor import Edit, ModelTensor
-from gptcli.gguf.naming import APART, Fields, fraction_of, tensor_name
-from gptcli.gguf.other_files import refuse_other_files
+from gptcli.gguf.not_a_model import refuse_other_files
 from gptcli.gguf.reader import GgufFile, GgufTensor
-from gptcli.gguf.rope_scaling import ROPE_TENSORS, rope_scaling
 from gptcli.gguf.tokenizer import stop_ids
 
 # Fields, after the architecture's name, that no computation reads or that repeat others.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gptcli.errors import UnsupportedArchitecture
 from gptcli.model.altup import AltUp, Laurel, Streams
 from gptcli.model.attention import Attention
-from gptcli.model.cache import KVCache
+from gptcli.model.cache.kv_cache import KVCache
 from gptcli.model.config import (
     AttentionConfig,
     BlockConfig,

@@ -27,6 +27,24 @@ class Linear(nn.Linear):
         return project(x, self.weight, self.bias)
 
 
+class AdaptedLinear(nn.Module):
+    """base(x) + x @ down.T @ up.T: one or several adapters of a layer whose own weight, packed or dense, stays.
+
+    Source: Hu et al., 2021.
+    """
+
+    def __init__(self, base: nn.Module, down: Tensor, up: Tensor) -> None:
+        """down: (rank, in_features); up: (out_features, rank), which includes all factors."""
+        super().__init__()
+        self.base = base
+        self.down, self.up = (nn.Parameter(each, requires_grad=False) for each in (down, up))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., in_features) to (..., out_features)."""
+        out: Tensor = self.base(x)
+        return out + F.linear(F.linear(x, self.down), self.up)
+
+
 class Embedding(nn.Embedding):
     """Embeddings that can also serve as the output head."""
 

@@ -9,10 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gptcli.model.cache import KVCache
+from gptcli.model.cache.kv_cache import KVCache
+from gptcli.model.cache.state import States
 from gptcli.model.config import DecoderConfig, RopeConfig
 from gptcli.model.rope import rotary_table
-from gptcli.model.state import States
 
 Rotation = tuple[Tensor, Tensor]  # cos and sin
 

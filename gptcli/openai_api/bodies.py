@@ -8,7 +8,7 @@ from typing import Any, cast, get_args
 
 from gptcli.errors import GptcliError, UsageError
 from gptcli.settings import CONSTRAINT_FIELDS, SAMPLING_FIELDS, SAMPLING_NUMBERS, ReasoningEffort
-from gptcli.text.chat_template import Switches
+from gptcli.text.chat_templates.chat_template import Switches
 from gptcli.text.messages import BadMessage, Message
 from gptcli.text.messages import messages_of as checked_messages
 from gptcli.tools.definitions import AUTO, NONE, Definition, checked_choice, checked_tools

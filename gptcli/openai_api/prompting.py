@@ -12,7 +12,7 @@ from gptcli.generation.request import Request
 from gptcli.language_model import LanguageModel
 from gptcli.openai_api.bodies import CHAT, Asked, AskedVectors, BadParameter
 from gptcli.settings import CONSTRAINT_FIELDS, SamplingConfig
-from gptcli.text.chat_template import ChatTemplate, Switches
+from gptcli.text.chat_templates.chat_template import ChatTemplate, Switches
 from gptcli.text.messages import Message
 from gptcli.tools.definitions import AUTO, NONE, Definition
 

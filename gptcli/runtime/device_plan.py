@@ -17,7 +17,7 @@ from gptcli.errors import NoSuchDevice, OutOfMemory
 from gptcli.kernels.bindings import BF16_LEVELS, Arithmetic, CacheKind
 from gptcli.kernels.tensors import Library
 from gptcli.kernels.tensors import library as kernels
-from gptcli.model.cache import KVCache
+from gptcli.model.cache.kv_cache import KVCache
 from gptcli.model.config import LatentAttentionConfig, MoeConfig
 from gptcli.runtime.ranks import Ranks
 from gptcli.runtime.resource_limits import cpu_limit, free_memory

@@ -12,7 +12,7 @@ from itertools import accumulate, chain
 
 from gptcli.kernels.bindings import CACHE_KINDS, CacheKind, Frame, Functions, Matrix, Op, Rotation, Row, State
 from gptcli.kernels.memory import Memory
-from gptcli.model.marks import MOST_MARKS
+from gptcli.model.cache.state_history import MOST_EARLIER_STATES
 from gptcli.runtime.engine import Cancelled, Extension, StepCancelled, never_cancelled
 from gptcli.runtime.program_cache import Layout, planes
 
@@ -140,7 +140,7 @@ class Program:
     @property
     def most_state_bytes(self) -> int:
         """The most bytes that a text's states take: before and after a step, and marked ones."""
-        return (2 + MOST_MARKS) * self.state_bytes
+        return (2 + MOST_EARLIER_STATES) * self.state_bytes
 
     def _lay_out_states(self) -> int:
         """Sets each operation's offset of its state in a text's states; returns their size in bytes."""

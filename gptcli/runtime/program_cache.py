@@ -9,9 +9,9 @@ from typing import Self
 
 from gptcli.kernels.bindings import CacheKind, Row, State
 from gptcli.kernels.memory import Memory
-from gptcli.model.common_prefix import common_length
+from gptcli.model.cache.common_prefix import common_length
+from gptcli.model.cache.state_history import StateHistory
 from gptcli.model.config import CACHE_STEP
-from gptcli.model.marks import Marks
 
 
 def planes(kind: CacheKind, head_dim: int) -> list[int]:
@@ -45,7 +45,7 @@ class ProgramCache:
         self.limit = limit
         self._parts = [_Part(layout) for layout in layouts]
         self._state, self._next = Memory(state_bytes), Memory(state_bytes)
-        self._marks = Marks[Memory]()
+        self._marks = StateHistory[Memory]()
 
     @property
     def length(self) -> int:

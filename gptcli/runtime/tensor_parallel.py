@@ -1,7 +1,7 @@
 """One decoder split among the processes that `torchrun` starts.
 
 Rank 0 leads. It runs a command as if alone, and tells the others what its decoder runs and what happens to its caches.
-The others follow. `Share` defines each rank's weights.
+The others follow. `RankShard` defines each rank's weights.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from torch.nn import functional as F
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import Progress, WeightPlan, load_decoder
-from gptcli.checkpoint.share import Share
+from gptcli.checkpoint.rank_shard import RankShard
 from gptcli.errors import GptcliError
-from gptcli.model.cache import KVCache
+from gptcli.model.cache.kv_cache import KVCache
 from gptcli.model.decoder import Decoder
 from gptcli.runtime.device_plan import DevicePlan, plan_for
 from gptcli.runtime.ranks import Ranks
@@ -61,18 +61,18 @@ _names = itertools.count()  # of decoders and caches
 def lead(
     folder: ModelFolder, runtime: RuntimeConfig, ctx_size: int, plan: DevicePlan, on_progress: Progress, ranks: Ranks
 ) -> tuple[Decoder, DevicePlan]:
-    """Loads a decoder with the other ranks: this one's share, which runs with theirs, and the plan for it.
+    """Loads a decoder with the other ranks: this one's shard, which runs with theirs, and the plan for it.
 
     Raises UsageError if the decoder cannot be split among so many.
     """
-    share = Share(folder.architecture.config, ranks.rank, ranks.ranks)
-    _ = share.config  # raises before the others are told
+    shard = RankShard(folder.architecture.config, ranks.rank, ranks.ranks)
+    _ = shard.config  # raises before the others are told
     _start()
     name = next(_names)
     chosen = {each: getattr(plan.weights, each) for each in _CHOSEN}
     _channel.tell("load", name, folder, runtime, ctx_size, chosen)
-    decoder = load_decoder(folder, plan.weights, on_progress, share)
-    _join(decoder, share, name)
+    decoder = load_decoder(folder, plan.weights, on_progress, shard)
+    _join(decoder, shard, name)
     decoder.register_forward_pre_hook(partial(_tell_run, name), with_kwargs=True)
     decoder.register_forward_hook(_ran)
     finalize(decoder, _channel.note, "forget", name)
@@ -122,9 +122,9 @@ class _Follower:
         self, name: int, folder: ModelFolder, runtime: RuntimeConfig, ctx_size: int, chosen: dict[str, Any]
     ) -> None:
         plan = replace(plan_for(folder, runtime, self._ranks).weights, **chosen)
-        share = Share(folder.architecture.config, self._ranks.rank, self._ranks.ranks)
-        decoder = load_decoder(folder, plan, share=share)
-        _join(decoder, share, name)
+        shard = RankShard(folder.architecture.config, self._ranks.rank, self._ranks.ranks)
+        decoder = load_decoder(folder, plan, shard=shard)
+        _join(decoder, shard, name)
         self._decoders[name] = decoder, plan, ctx_size
 
     def forget(self, name: int) -> None:
@@ -198,14 +198,14 @@ def _ran(decoder: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> None:
     _channel.within = False
 
 
-def _join(decoder: Decoder, share: Share, name: int) -> None:
-    """Makes a share's decoder sum over all ranks and return whole logits."""
+def _join(decoder: Decoder, shard: RankShard, name: int) -> None:
+    """Makes a shard's decoder sum over all ranks and return whole logits."""
     for block in decoder.blocks:
         for part in (block.get_submodule("attention"), block.get_submodule("mlp")):
             part.register_forward_hook(_sum)
-    decoder.set_submodule("embed", _SplitVocabulary(decoder.embed, share, name))
+    decoder.set_submodule("embed", _SplitVocabulary(decoder.embed, shard, name))
     if decoder.head is not None:
-        decoder.set_submodule("head", _SplitVocabulary(decoder.head, share, name))
+        decoder.set_submodule("head", _SplitVocabulary(decoder.head, shard, name))
 
 
 def _sum(part: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
@@ -217,12 +217,12 @@ def _sum(part: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
 class _SplitVocabulary(nn.Module):
     """Embeddings or a head of which each rank has some of the vocabulary."""
 
-    def __init__(self, inner: nn.Module, share: Share, name: int) -> None:
+    def __init__(self, inner: nn.Module, shard: RankShard, name: int) -> None:
         super().__init__()
         self.inner, self._name = inner, name
-        self._leads = share.rank == 0
-        self._first, self._end = share.vocabulary
-        self._sizes = [end - first for first, end in share.vocabularies]
+        self._leads = shard.rank == 0
+        self._first, self._end = shard.vocabulary
+        self._sizes = [end - first for first, end in shard.vocabularies]
 
     def forward(self, x: Tensor) -> Tensor:
         """Ids (B, T) to (B, T, hidden); of a head, what `project` returns."""

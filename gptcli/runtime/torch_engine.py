@@ -15,7 +15,7 @@ from gptcli.cuda.static_step import all_finite
 from gptcli.errors import NonFiniteLogits, OutOfMemory
 from gptcli.kernels.bindings import Arithmetic, not_built
 from gptcli.kernels.layers import CompiledExperts, CompiledLinear
-from gptcli.model.cache import KVCache
+from gptcli.model.cache.kv_cache import KVCache
 from gptcli.model.decoder import Decoder
 from gptcli.runtime.device_plan import DevicePlan, free_bytes
 from gptcli.runtime.engine import (

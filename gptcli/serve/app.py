@@ -14,13 +14,13 @@ from gptcli.errors import GptcliError
 from gptcli.openai_api.answers import error_answer
 from gptcli.openai_api.bodies import CHAT, TEXT
 from gptcli.openai_api.refusals import Refusal
-from gptcli.serve.anthropic_messages import answer_message, anthropic_error, count_message_tokens
-from gptcli.serve.completions import complete
-from gptcli.serve.embeddings_and_tokens import detokenize, embed, tokenize
+from gptcli.serve.endpoints.anthropic_messages import answer_message, anthropic_error, count_message_tokens
+from gptcli.serve.endpoints.completions import complete
+from gptcli.serve.endpoints.embeddings_and_tokens import detokenize, embed, tokenize
+from gptcli.serve.endpoints.responses import Responses
 from gptcli.serve.guards import Access, Guarded
 from gptcli.serve.metrics import Metrics, Observed
 from gptcli.serve.page import Page
-from gptcli.serve.responses import Responses
 from gptcli.serve.service import Service
 from gptcli.serve.transport import Bodies, Call, Endpoint, ErrorAnswer, Handler
 

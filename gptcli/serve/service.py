@@ -19,7 +19,7 @@ from gptcli.serve.runner import Runner
 from gptcli.serve.served_models import ServedModels
 from gptcli.serve.transport import Call
 from gptcli.settings import SamplingConfig
-from gptcli.text.chat_template import prompt_opens_thoughts
+from gptcli.text.chat_templates.chat_template import prompt_opens_thoughts
 from gptcli.tools.thought_tags import OPENING
 
 DEFAULT_TEXT_TOKENS = 16  # OpenAI's for `TEXT`; the answer in a conversation has none

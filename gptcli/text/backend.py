@@ -18,7 +18,7 @@ from gptcli.text.sandbox.client import SandboxClient, SandboxFailure
 from gptcli.text.tokenizer_json import built, parse
 
 if TYPE_CHECKING:
-    from gptcli.text.fast_open.partial_tokenizer import Library
+    from gptcli.text.fast_start.partial_tokenizer import Library
 
 _SANDBOX_MEMORY = 512 << 20  # bytes, plus 16 for each byte of tokenizer.json
 _LONGEST_PIECE = 256  # characters; longer pieces are slow and overflow the stack of the library's recursion

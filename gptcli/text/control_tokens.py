@@ -18,7 +18,7 @@ from tokenizers import AddedToken
 
 from gptcli.errors import BrokenTokenizer
 from gptcli.text.backend import BackendTokenizer
-from gptcli.text.fast_open.partial_tokenizer import PartialTokenizer
+from gptcli.text.fast_start.partial_tokenizer import PartialTokenizer
 from gptcli.text.hf_tokenizers import description, steps
 from gptcli.text.literal_regex import regex_for_any
 

@@ -18,7 +18,7 @@ from tokenizers.pre_tokenizers import PreTokenizer
 from gptcli.text.tokenizer_json import raises_broken_tokenizer
 
 if TYPE_CHECKING:
-    from gptcli.text.fast_open.partial_tokenizer import Library
+    from gptcli.text.fast_start.partial_tokenizer import Library
 
 
 _SHORT = 1 << 13  # characters; a longer text is encoded without Python's lock

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 from gptcli.errors import BrokenTokenizer, ModelNotFound
 from gptcli.files import is_gguf, is_there, read_within
-from gptcli.kept_files import KeptFile
 from gptcli.model_notes import Note
+from gptcli.snapshot_format import SnapshotFile
 from gptcli.text.backend import BackendTokenizer
 from gptcli.text.control_tokens import ControlTokens
 from gptcli.text.decoding.detokenizer import ExactDetokenizer, TokenDetokenizer
 from gptcli.text.decoding.library_detokenizer import LibraryDetokenizer
 from gptcli.text.decoding.spelling import spelling_of
 from gptcli.text.decoding.tidied_text import TidyDetokenizer, wants_tidied
-from gptcli.text.fast_open.tokenizer_snapshots import (
+from gptcli.text.fast_start.tokenizer_snapshots import (
     OpenedTokenizer,
     keep_tokenizer,
     read_tokenizer,
@@ -61,7 +61,7 @@ class Tokenizer:
         self.settings = settings
         self.notes: list[Note] = []
         self.unread: tuple[str, ...] = ()
-        self._unkept: tuple[KeptFile, tuple[Note, ...]] | None = None
+        self._unkept: tuple[SnapshotFile, tuple[Note, ...]] | None = None
         self._backend = backend
         self.library = backend.library
         self._added = self.library.get_added_tokens_decoder()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gptcli.errors import OutputError
 from gptcli.files import UNFINISHED, lock, read_json, written_whole
-from gptcli.training.together import Together
+from gptcli.training.parallel.data_parallel import Processes
 
 _KEPT = 2
 _RECORD, _STATE = "run.json", "state.json"
@@ -82,7 +82,7 @@ class RunDirectory:
         return sorted(int(name.removeprefix("step-")) for name in names)
 
     def save(
-        self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], together: Together
+        self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], processes: Processes
     ) -> None:
         """Writes a checkpoint, files of tensors by name and a state; drops all but the last two.
 
@@ -90,10 +90,10 @@ class RunDirectory:
         """
         target = self.checkpoints / f"step-{step:08}"
         with ExitStack() as stack:
-            if together.leads:
-                draft = together.agreed(lambda: stack.enter_context(written_directory(target)))
+            if processes.leads:
+                draft = processes.agreed(lambda: stack.enter_context(written_directory(target)))
             else:
-                draft = together.agreed(lambda: _draft(target))
+                draft = processes.agreed(lambda: _draft(target))
 
             def write() -> None:
                 with output_errors(target):
@@ -101,12 +101,12 @@ class RunDirectory:
                         values = {each: value.detach().cpu().contiguous() for each, value in named.items()}
                         save_file(values, draft / name)
                         _flush(draft / name)
-                    if together.leads:
+                    if processes.leads:
                         (draft / _STATE).write_text(_json(state), encoding="utf-8")
 
-            together.agreed(write)
-            together.agreed(stack.close)
-        if together.leads:
+            processes.agreed(write)
+            processes.agreed(stack.close)
+        if processes.leads:
             for old in self.steps()[:-_KEPT]:
                 _remove(self.checkpoints / f"step-{old:08}")
             for left in self.checkpoints.glob(f"*{UNFINISHED}"):  # by a process that was killed

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gptcli.errors import ContextOverflow, InputError
-from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.chat_templates.chat_template import ChatTemplate
 from gptcli.text.tokenizer import Tokenizer
 from gptcli.training.documents import Conversation, Document, PromptCompletion, Text, example_tokens, text_tokens
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptcli.errors import InputError
-from gptcli.text.chat_template import ChatTemplate
-from gptcli.text.chat_tokens import transcript
+from gptcli.text.chat_templates.chat_template import ChatTemplate
+from gptcli.text.chat_templates.chat_tokens import transcript
 from gptcli.text.long_text.chunks import encode_chunks
 from gptcli.text.messages import BadMessage, Message, messages_of
 from gptcli.text.tokenizer import Tokenizer

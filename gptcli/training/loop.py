@@ -15,9 +15,9 @@ from gptcli.training.checkpoints import RunDirectory
 from gptcli.training.corpus import Corpus
 from gptcli.training.events import Evaluated, Sampled, Saved, Step, TrainingEvent
 from gptcli.training.loss import add_gradients, loss_of
+from gptcli.training.parallel.data_parallel import Processes
+from gptcli.training.parallel.sharding import share, whole
 from gptcli.training.settings import TrainSettings
-from gptcli.training.sharding import share, whole
-from gptcli.training.together import Together
 
 _EVALUATIONS = 10  # in a run, unless the settings say otherwise
 _MOST_HELD_OUT = 128  # sequences in a held-out loss
@@ -53,9 +53,9 @@ class Training:
         settings: TrainSettings,
         directory: RunDirectory,
         sample: Sampler,
-        together: Together,
+        processes: Processes,
     ) -> None:
-        self._together, self._size = together, settings.batch_size * together.ranks  # sequences of a step
+        self._processes, self._size = processes, settings.batch_size * processes.ranks  # sequences of a step
         self.decoder, self.parameters, self.settings = decoder, dict(parameters), settings
         self.step, self.steps = 0, settings.steps(len(train), self._size)
         self._train, self._held_out, self._directory, self._sample = train, held_out, directory, sample
@@ -69,7 +69,7 @@ class Training:
             fused=True,
         )
         self._order: tuple[int, list[int]] = (-1, [])
-        torch.manual_seed(settings.seed + together.rank)
+        torch.manual_seed(settings.seed + processes.rank)
 
     def resume(self) -> bool:
         """Goes back to the newest checkpoint, if there is one."""
@@ -91,7 +91,7 @@ class Training:
                 for key, value in kept.items():
                     share(named[key]).copy_(value)
                 self._optimizer.state[parameter] = named
-        generator = bytes.fromhex(state["generators"][self._together.rank])
+        generator = bytes.fromhex(state["generators"][self._processes.rank])
         torch.set_rng_state(torch.tensor(list(generator), dtype=torch.uint8))
         return True
 
@@ -104,12 +104,12 @@ class Training:
         every = self.settings.eval_every or max(1, math.ceil(self.steps / _EVALUATIONS))
         if self.step == 0:
             yield from self._look()
-        while self.step < self.steps and not self._together.any(stopped(), self._device):
+        while self.step < self.steps and not self._processes.any(stopped(), self._device):
             yield self._advance()
             if self.step % every == 0 or self.step == self.steps:
                 yield from self._look()
             late = time.monotonic() - saved_at >= 60 * self.settings.save_minutes
-            if self._together.told(late) or (self.settings.save_every and self.step % self.settings.save_every == 0):
+            if self._processes.told(late) or (self.settings.save_every and self.step % self.settings.save_every == 0):
                 yield self._save_once()
                 saved_at = time.monotonic()
         if self.step < self.steps:
@@ -121,15 +121,15 @@ class Training:
         chosen = self._chosen()
         batch = self._batches(chosen)
         counts = torch.tensor([[each.numel(), learned[:, 1:].sum()] for each, learned in batch] or [[0, 0]])
-        tokens, total = map(int, self._together.sum(counts.sum(0).to(self._device)))
+        tokens, total = map(int, self._processes.sum(counts.sum(0).to(self._device)))
         self._optimizer.zero_grad()
         with self._precision():
             losses = [add_gradients(self.decoder, *self._moved(each), total) for each in batch]
         own_loss = torch.stack(losses).sum() if losses else torch.zeros((), device=self._device)
-        loss = (self._together.sum(own_loss) / total).item()
+        loss = (self._processes.sum(own_loss) / total).item()
         trained = list(self.parameters.values())
         if not self.settings.fsdp:  # which sums them itself
-            self._together.sum_gradients(trained)
+            self._processes.sum_gradients(trained)
         total_norm = nn.utils.get_total_norm([each.grad for each in trained if each.grad is not None])
         norm = whole(total_norm).item()
         if not math.isfinite(loss) or not math.isfinite(norm):
@@ -149,11 +149,11 @@ class Training:
 
     def _batches(self, chosen: list[int]) -> list[tuple[Tensor, Tensor]]:
         """This process's batches of a step's sequences."""
-        own, rows = self._together.part(chosen), self.settings.rows
+        own, rows = self._processes.part(chosen), self.settings.rows
         batches = [self._train.batch(own[start : start + rows]) for start in range(0, len(own), rows)]
         if self.settings.fsdp:  # all run equally many: each needs the others' shares of the weights
             tokens, learned = self._train.batch(chosen[:1])
-            most = len(self._together.part(chosen, 0))
+            most = len(self._processes.part(chosen, 0))
             batches += [(tokens, torch.zeros_like(learned))] * (math.ceil(most / rows) - len(batches))
         return batches
 
@@ -168,7 +168,7 @@ class Training:
 
     def _look(self) -> Iterator[TrainingEvent]:
         """The held-out loss, and samples; by the first process alone, unless it needs the others' shares."""
-        if not (self._together.leads or self.settings.fsdp):
+        if not (self._processes.leads or self.settings.fsdp):
             return
         if len(self._held_out):
             yield Evaluated(self.step, self.held_out_loss())
@@ -188,20 +188,20 @@ class Training:
         return losses / total
 
     def _save_once(self) -> Saved:
-        if self._together.told(self.step in self._directory.steps()):
+        if self._processes.told(self.step in self._directory.steps()):
             return Saved(self.step)
         files = dict[str, dict[str, Tensor]]()
-        if self._together.leads or self.settings.fsdp:
+        if self._processes.leads or self.settings.fsdp:
             states = {name: self._optimizer.state.get(each, {}) for name, each in self.parameters.items()}
             moments = {f"{name}.{key}": share(value) for name, state in states.items() for key, value in state.items()}
             weights = {name: share(each) for name, each in self.parameters.items()}
             files = {self._file(_WEIGHTS): weights, self._file(_OPTIMIZER): moments}
-        generators = self._together.gathered(bytes(torch.get_rng_state().tolist()).hex())
-        self._directory.save(self.step, files, {"step": self.step, "generators": generators}, self._together)
+        generators = self._processes.gathered(bytes(torch.get_rng_state().tolist()).hex())
+        self._directory.save(self.step, files, {"step": self.step, "generators": generators}, self._processes)
         return Saved(self.step)
 
     def _file(self, name: str) -> str:
-        return f"{name}-{self._together.rank}.safetensors" if self.settings.fsdp else f"{name}.safetensors"
+        return f"{name}-{self._processes.rank}.safetensors" if self.settings.fsdp else f"{name}.safetensors"
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self.settings.dtype == "bf16")

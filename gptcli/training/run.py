@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import WeightPlan, load_decoder
 from gptcli.checkpoint.recipes import sources
-from gptcli.checkpoint.reverse import is_reversible
+from gptcli.checkpoint.weights.invert_recipe import is_reversible
 from gptcli.errors import ContextOverflow, InputError, NoTemplate, UsageError
 from gptcli.export.dense_folder import refuse_gguf, write_dense
 from gptcli.export.quantized_folder import copy_texts
@@ -33,7 +33,7 @@ from gptcli.runtime.ranks import ranks_here
 from gptcli.runtime.resource_limits import free_memory
 from gptcli.runtime.torch_engine import TorchEngine
 from gptcli.settings import SamplingConfig, StopConfig
-from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.chat_templates.chat_template import ChatTemplate
 from gptcli.text.tokenizer import Tokenizer
 from gptcli.training.checkpoints import DATA, INITIAL, RunDirectory, output_errors, written_directory
 from gptcli.training.corpus import HELD_OUT, TRAIN, Corpus, CorpusWriter, Encoder
@@ -43,9 +43,9 @@ from gptcli.training.log import Log, write_curve
 from gptcli.training.loop import Training
 from gptcli.training.lora import Lora
 from gptcli.training.new_model import train_tokenizer, write_new_model
+from gptcli.training.parallel.data_parallel import Processes
+from gptcli.training.parallel.sharding import reshard, shard, whole
 from gptcli.training.settings import TrainSettings
-from gptcli.training.sharding import reshard, shard, whole
-from gptcli.training.together import Together
 
 _SAMPLE_TOKENS = 48
 Documents = Callable[[Sequence[str]], Iterable[Document]]
@@ -156,13 +156,13 @@ class Run:
         base: Path,
         note: Note,
         progress: Progress,
-        together: Together,
+        processes: Processes,
     ) -> None:
-        """base: the model's folder. together: the processes that share its batches.
+        """base: the model's folder. processes: the processes that share its batches.
 
         Raises InvalidModel, UsageError, OutOfMemory or NoSuchDevice.
         """
-        self.directory, self.settings, self.together = directory, settings, together
+        self.directory, self.settings, self.processes = directory, settings, processes
         torch.set_num_threads(settings.threads)
         self.device = device_of(settings.device, ranks_here())
         self.folder = ModelFolder.open(base)
@@ -189,7 +189,9 @@ class Run:
         plan = replace(plan, device=self.device)
         self._engine = TorchEngine(self.decoder, DevicePlan(plan), self.decoder.config.max_context, load_s=0.0)
         train, held_out = (Corpus(directory.data, name) for name in (TRAIN, HELD_OUT))
-        self.training = Training(self.decoder, parameters, train, held_out, settings, directory, self._sample, together)
+        self.training = Training(
+            self.decoder, parameters, train, held_out, settings, directory, self._sample, processes
+        )
         self.training.resume()
 
     def _adapted(self, rank: int) -> Lora:
@@ -225,7 +227,7 @@ class Run:
 
     def events(self, stopped: Callable[[], bool]) -> Iterator[TrainingEvent]:
         """Trains and logs; writes the result at the end. Raises as `Training.run` does."""
-        if not self.together.leads:
+        if not self.processes.leads:
             yield from self.training.run(stopped)
             if self.training.step == self.training.steps:
                 self._result()

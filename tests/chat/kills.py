@@ -27,7 +27,7 @@ from gptcli.__main__ import main as chat
 from gptcli.chat import state_files as state
 from gptcli.chat.session import Session
 from gptcli.chat.storage import read_session, session_names
-from gptcli.cli.repl.prompt_history import PromptHistory
+from gptcli.cli.repl.prompt.prompt_history import PromptHistory
 from gptcli.language_model import LanguageModel
 from gptcli.settings import RuntimeConfig
 from tests.cli.scripted import Script, follow

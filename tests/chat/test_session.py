@@ -12,7 +12,7 @@ from gptcli.chat.session import ReplyEvent, TurnsDropped
 from gptcli.chat.storage import last_model
 from gptcli.errors import ContextOverflow, InputError, NonFiniteLogits, UsageError
 from gptcli.models.catalog import DEFAULT_MODEL
-from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.chat_templates.chat_template import ChatTemplate
 from gptcli.text.messages import Message
 from tests.tiny import TEMPLATE, make_model
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gptcli.checkpoint import tensor_source
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.safetensors_header import read_header
-from gptcli.checkpoint.tensor_source import TensorSource
+from gptcli.checkpoint.weights import tensor_source
+from gptcli.checkpoint.weights.tensor_source import TensorSource
 from gptcli.quant.affine import quantize_affine
 from gptcli.quant.fp8 import fp8_weight
 from gptcli.quant.mxfp4 import Mxfp4Weight

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gptcli.model.cache import KVCache
+from gptcli.model.cache.kv_cache import KVCache
 from gptcli.model.config import DecoderConfig
 from gptcli.model.decoder import Decoder
 from tests.cuda.recorder import tensors

@@ -24,7 +24,7 @@ from gptcli.cuda.int4 import (
     TinygemmMatrix,
     halves,
 )
-from gptcli.model.cache import KVCache
+from gptcli.model.cache.kv_cache import KVCache
 from gptcli.model.decoder import Decoder
 from gptcli.quant.affine import AffineWeight, quantize_affine
 from gptcli.quant.packed import PackedEmbedding, PackedLinear

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import gptcli.model.cache
+import gptcli.model.cache.kv_cache
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.cuda.graph import Record, cuda_graph
 from gptcli.cuda.static_step import Outputs, StaticStep
 from gptcli.errors import NonFiniteLogits
-from gptcli.model.cache import KVCache
+from gptcli.model.cache.kv_cache import KVCache
 from gptcli.model.position import AppendPosition
 from gptcli.runtime.torch_engine import TorchEngine
 from tests.cuda.fake_cuda import OnTheDevice, fake_cuda, fake_model
@@ -36,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def small_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes a text of 60 tokens move its cache several times."""
-    monkeypatch.setattr(gptcli.model.cache, "CACHE_STEP", 16)
+    monkeypatch.setattr(gptcli.model.cache.kv_cache, "CACHE_STEP", 16)
 
 
 def engine_of(

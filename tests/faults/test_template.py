@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.chat_templates.chat_template import ChatTemplate
 from gptcli.text.messages import Message
 from gptcli.text.tokenizer import Tokenizer
 from tests.cli.conftest import Cli

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gptcli.errors import BrokenTokenizer
-from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.chat_templates.chat_template import ChatTemplate
 from gptcli.text.messages import Message
 from gptcli.text.sandbox import client
 from gptcli.text.sandbox.allowlist import TRUSTED_TEMPLATES, TRUSTED_TOKENIZERS

@@ -90,7 +90,7 @@ def test_logits_and_caches_are_those_of_one_token_at_a_time(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gptcli.generation.steps.Pace", EveryStep)
-    monkeypatch.setattr("gptcli.model.cache.CACHE_STEP", 6)
+    monkeypatch.setattr("gptcli.model.cache.kv_cache.CACHE_STEP", 6)
     window = {} if family == "llama" else {"sliding_window": 8}
     engine = engine_of(write_reference(tmp_path / "target", family, **window).path)
     draft = engine_of(write_reference(tmp_path / "draft", family, num_hidden_layers=1, **window).path)

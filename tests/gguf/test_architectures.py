@@ -18,8 +18,8 @@ from transformers import AutoConfig, AutoModel
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.errors import BrokenCheckpoint, GptcliError, UnsupportedArchitecture
-from gptcli.gguf.architectures import ARCHITECTURES
 from gptcli.gguf.families import latent_attention
+from gptcli.gguf.families.registry import ARCHITECTURES
 from gptcli.gguf.reader import GgufFile
 from tests.gguf import model_writer, tiny_gguf
 from tests.gguf.architecture_cases import CASES, YARN_FIELDS, Case

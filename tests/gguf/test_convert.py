@@ -14,7 +14,7 @@ from gguf.quants import dequantize
 from transformers import AutoModelForCausalLM
 
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.tensor_source import TensorSource, non_finite_tensors
+from gptcli.checkpoint.weights.tensor_source import TensorSource, non_finite_tensors
 from gptcli.errors import BrokenCheckpoint, BrokenTokenizer, GptcliError, InputError, UnsupportedArchitecture
 from gptcli.gguf import safetensors_writer
 from gptcli.gguf.convert import convert

@@ -26,7 +26,7 @@ from gptcli.gguf.blocks import decoded
 from gptcli.language_model import LanguageModel
 from gptcli.model_notes import Note
 from gptcli.settings import RuntimeConfig
-from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.chat_templates.chat_template import ChatTemplate
 from gptcli.text.tokenizer import Tokenizer
 from tests.gguf.model_writer import tensors_of
 from tests.gguf.test_architectures import CASES, Case

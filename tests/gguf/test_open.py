@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from gptcli import kept_files
+from gptcli import snapshot_format
 from gptcli.checkpoint import load
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.share import Share
+from gptcli.checkpoint.rank_shard import RankShard
 from gptcli.errors import BrokenCheckpoint, GptcliError, OutOfMemory, UnsupportedArchitecture
-from gptcli.kept_files import prepared_directory
 from gptcli.kernels.layers import JoinedLinear
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import LocalModel, fingerprint
@@ -27,6 +26,7 @@ from gptcli.runtime import device_plan
 from gptcli.runtime.device_plan import plan_for
 from gptcli.runtime.fast_start.snapshots import forget_snapshots, stored_snapshots
 from gptcli.settings import RuntimeConfig
+from gptcli.snapshot_format import snapshot_directory
 from gptcli.text.tokenizer import Tokenizer
 from tests.gguf.raw_gguf import RawGguf
 from tests.gguf.tiny_gguf import BOS, EOS, HEAD_DIM, KV_HEADS, LAYERS, MLP, WIDTH, Kind, imported, shapes, write_gguf
@@ -82,14 +82,14 @@ def test_what_is_kept_of_a_file_is_used_only_while_nothing_has_changed(
 ) -> None:
     file = write_gguf(tmp_path / "tiny.gguf", Kind.Q8_0)
     LanguageModel.open(str(file), FP32).close()
-    [kept] = prepared_directory().glob("*.header")
+    [kept] = snapshot_directory().glob("*.header")
     assert [(each.path, each.model, each.content) for each in stored_snapshots()] == [(kept, str(file), "header")]
     assert ModelFolder.open(file).gguf is None
     match change:
         case "the file":
             write_gguf(file, Kind.Q8_0, llama__rope__freq_base=5e5)
         case "the program":
-            monkeypatch.setattr(kept_files, "program_identity", lambda: "another")
+            monkeypatch.setattr(snapshot_format, "program_identity", lambda: "another")
         case "what is kept":
             data = kept.read_bytes()
             kept.write_bytes(data.replace(b'"rope_theta":10000.0', b'"rope_theta":90000.0'))
@@ -109,13 +109,13 @@ def test_nothing_is_kept_of_a_file_that_was_replaced_while_it_was_read(tmp_path:
     folder = ModelFolder.open(file)
     write_gguf(file, Kind.Q8_0, llama__rope__freq_base=5e5)
     folder.keep()
-    assert not [*prepared_directory().glob("*.header")]
+    assert not [*snapshot_directory().glob("*.header")]
 
 
 def test_nothing_is_kept_of_several_parts(tmp_path: Path) -> None:
     whole = write_gguf(tmp_path / "whole.gguf", Kind.Q8_0)
     ModelFolder.open(in_parts(whole, tmp_path / "parts", (3, 100))[0]).keep()
-    assert not [*prepared_directory().glob("*.header")]
+    assert not [*snapshot_directory().glob("*.header")]
 
 
 def in_parts(whole: Path, directory: Path, counts: tuple[int, ...]) -> list[Path]:
@@ -198,9 +198,9 @@ def test_types_that_are_joined_and_not_alike_stay_as_they_are_stored(tmp_path: P
 def test_a_rank_has_its_rows_of_each_type(rank: int, tmp_path: Path) -> None:
     folder = ModelFolder.open(write_gguf(tmp_path / "tiny.gguf", MIXED))
     plan = load.WeightPlan(torch.device("cpu"), torch.float32, "expand", needed_library())
-    share = Share(folder.architecture.config, rank, 2)
+    shard = RankShard(folder.architecture.config, rank, 2)
     x = torch.randn(1, 3, WIDTH, generator=torch.Generator().manual_seed(1))
-    whole, own = (load.load_decoder(folder, plan, share=each).blocks[0].attention.qkv for each in (None, share))
+    whole, own = (load.load_decoder(folder, plan, shard=each).blocks[0].attention.qkv for each in (None, shard))
     assert isinstance(own, JoinedLinear)
     sizes = [WIDTH, KV_HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM]
     wanted = [part.chunk(2, -1)[rank] for part in whole(x).split(sizes, -1)]

@@ -14,7 +14,7 @@ from gptcli.gguf.convert import convert
 from gptcli.gguf.reader import GgufFile
 from gptcli.gguf.tokenizer import stop_ids
 from gptcli.models.catalog import DEFAULT_MODEL
-from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.chat_templates.chat_template import ChatTemplate
 from gptcli.text.tokenizer import Tokenizer
 from tests.gguf.raw_gguf import RawGguf, texts
 from tests.gguf.record_llama_cpp_tokens import SENTENCEPIECE

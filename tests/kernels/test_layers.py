@@ -14,7 +14,7 @@ from torch import Tensor
 import gptcli
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import Packing, load_decoder
-from gptcli.checkpoint.tensor_source import TensorSource
+from gptcli.checkpoint.weights.tensor_source import TensorSource
 from gptcli.errors import OutOfMemory
 from gptcli.kernels.bindings import BF16_LEVELS, Arithmetic
 from gptcli.kernels.layers import CompiledEmbedding, CompiledExperts, CompiledLinear, can_compile

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gptcli.model.cache import KVCache
+from gptcli.model.cache.kv_cache import KVCache
 from gptcli.model.config import AttentionConfig, BlockConfig, DecoderConfig, MlpConfig, NormConfig
 
 ATTENTION = AttentionConfig(heads=2, kv_heads=1, head_dim=4, rope=None, scale=0.5)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import gptcli.model.attention
-import gptcli.model.cache
+import gptcli.model.cache.kv_cache
 import gptcli.model.mlp
 import gptcli.runtime.program
 import gptcli.runtime.program_cache
@@ -442,7 +442,7 @@ def test_all_logits_agree_at_prefill(wanted: Tensor, engine: TorchEngine) -> Non
 
 def small_steps(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
     """Makes caches grow often."""
-    for module in (gptcli.model.cache, gptcli.runtime.program_cache):
+    for module in (gptcli.model.cache.kv_cache, gptcli.runtime.program_cache):
         monkeypatch.setattr(module, "CACHE_STEP", tokens)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.share import Share
+from gptcli.checkpoint.rank_shard import RankShard
 from gptcli.errors import UsageError
 from gptcli.settings import RuntimeConfig
 from tests.parity.test_families import ROW, relative_error
@@ -66,4 +66,4 @@ def test_the_command_line_under_torchrun_prints_what_it_does_alone(tiny_model: P
 def test_what_cannot_be_split_is_named(tmp_path: Path, title: str, ranks: int, what: str) -> None:
     config = ModelFolder.open(ROW[title].write(tmp_path).path).architecture.config
     with pytest.raises(UsageError, match=what):
-        _ = Share(config, 0, ranks).config
+        _ = RankShard(config, 0, ranks).config

@@ -14,7 +14,7 @@ import pytest
 import gptcli
 from gptcli import LanguageModel
 from gptcli.generation.together.continuous_batch import ContinuousBatch
-from gptcli.serve import responses
+from gptcli.serve.endpoints import responses
 from gptcli.text.messages import Message
 from tests.cli.scripted import Script, follow
 from tests.serve.conftest import CHAT, EMBEDDINGS, HI, MESSAGES, RESPONSES, TEXT, Running, serving

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from gptcli import LanguageModel
 from gptcli.errors import BrokenCheckpoint, InputError, NoTemplate, TemplateError
-from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.chat_templates.chat_template import ChatTemplate
 from gptcli.text.messages import Message
 from gptcli.text.tokenizer import Tokenizer
 from tests.tiny import TEMPLATE, make_model

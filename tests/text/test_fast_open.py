@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcli.errors import BrokenTokenizer, UsageError
-from gptcli.kept_files import kept_models
 from gptcli.runtime.fast_start.snapshots import forget_snapshots
-from gptcli.text.fast_open import tokenizer_snapshots
-from gptcli.text.fast_open.partial_tokenizer import PartialTokenizer
+from gptcli.snapshot_format import models_with_snapshots
+from gptcli.text.fast_start import tokenizer_snapshots
+from gptcli.text.fast_start.partial_tokenizer import PartialTokenizer
 from gptcli.text.tokenizer import Tokenizer
 from tests.text.tokenizer_kinds import KINDS, made, texts
 
@@ -156,7 +156,7 @@ def test_a_tokenizer_that_is_not_trusted_is_not_kept(tmp_path: Path) -> None:
 def test_kept_tokenizers_are_listed_with_their_models_and_removed_with_them(tmp_path: Path) -> None:
     models = [save("llama3", tmp_path / name) for name in ("one", "two")]
     assert all(is_partial(kept(model)[1]) for model in models)
-    assert sorted(kept_models(tokenizer_snapshots.TOKENIZERS).values()) == models
+    assert sorted(models_with_snapshots(tokenizer_snapshots.TOKENIZERS).values()) == models
     forget_snapshots(models[0])
     assert [is_partial(Tokenizer.open(model)) for model in models] == [False, True]
 

@@ -14,7 +14,7 @@ import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from gptcli.errors import TemplateError
-from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.chat_templates.chat_template import ChatTemplate
 from gptcli.text.messages import Message, Role
 from gptcli.text.tokenizer import Tokenizer
 from tests.tiny import make_tokenizer

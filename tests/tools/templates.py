@@ -12,7 +12,7 @@ class _All:
 
 def trust_templates(patch: pytest.MonkeyPatch) -> None:
     """Renders in this process, which is quicker than in one of its own."""
-    patch.setattr("gptcli.text.chat_template.TRUSTED_TEMPLATES", _All())
+    patch.setattr("gptcli.text.chat_templates.chat_template.TRUSTED_TEMPLATES", _All())
 
 
 _HERMES_SYSTEM = """

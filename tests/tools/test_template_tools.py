@@ -10,7 +10,7 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from gptcli.errors import TemplateError, UsageError
-from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.chat_templates.chat_template import ChatTemplate
 from gptcli.text.messages import Message
 from gptcli.text.tokenizer import Tokenizer
 from gptcli.tools.definitions import ToolCall, checked_tools

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gptcli.training.checkpoints import RunDirectory
-from gptcli.training.together import Together
+from gptcli.training.parallel.data_parallel import Processes
 from tests.training.kills import kill
 
 
@@ -20,7 +20,7 @@ def test_killed_runs_end_as_if_nothing_had_happened(tmp_path: Path) -> None:
 
 
 def save(directory: RunDirectory, step: int) -> None:
-    directory.save(step, {"weights.safetensors": {"a": torch.ones(2)}}, {"step": step}, Together(None))
+    directory.save(step, {"weights.safetensors": {"a": torch.ones(2)}}, {"step": step}, Processes(None))
 
 
 @pytest.mark.parametrize("act", [lambda directory: save(directory, 4), RunDirectory.finish], ids=["save", "finish"])

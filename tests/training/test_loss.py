@@ -15,8 +15,8 @@ from torch import Tensor
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import WeightPlan, load_decoder
 from gptcli.checkpoint.recipes import PlusOne, sources
-from gptcli.checkpoint.reverse import is_reversible, tensors_of
-from gptcli.checkpoint.tensor_source import TensorSource
+from gptcli.checkpoint.weights.invert_recipe import is_reversible, tensors_of
+from gptcli.checkpoint.weights.tensor_source import TensorSource
 from gptcli.model.decoder import Decoder
 from gptcli.quant.affine import quantize_affine
 from gptcli.quant.packed import PackedLinear

@@ -15,7 +15,7 @@ from gptcli.checkpoint.families.llama import Names, llama_config, llama_head_dim
 from gptcli.checkpoint.families.moe import QWEN, expert_of, experts_of, qwen_layers, with_experts
 from gptcli.checkpoint.recipes import Architecture, GroupsToParts, PlusOne
 from gptcli.errors import BrokenCheckpoint
-from gptcli.gguf.tiled_heads import TILED
+from gptcli.gguf.families.tiled_heads import TILED
 from gptcli.model.config import DecoderConfig, DeltaNetConfig, MlpConfig, MoeConfig, NormConfig, QkNormConfig
 
 _MOST_CHANNELS = 4096  # of a head, and tokens of a convolution: more than any known model has

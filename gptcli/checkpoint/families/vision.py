@@ -14,10 +14,10 @@ from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.families.deepseek import deepseek_v3
 from gptcli.checkpoint.families.gemma import gemma3_text
 from gptcli.checkpoint.families.gemma3n import gemma3n_text, gemma4_text, gemma4_unified_text
-from gptcli.checkpoint.families.layer_norm import cohere2, glm4
 from gptcli.checkpoint.families.lfm2 import lfm2
 from gptcli.checkpoint.families.llama import llama, ministral3, mistral, qwen2, qwen3
 from gptcli.checkpoint.families.llama4 import llama4_text
+from gptcli.checkpoint.families.llama_layer_norm import cohere2, glm4
 from gptcli.checkpoint.families.llama_relatives import exaone4
 from gptcli.checkpoint.families.moe import qwen3_moe
 from gptcli.checkpoint.families.moe_relatives import glm4_moe

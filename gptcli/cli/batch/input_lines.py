@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-from gptcli.cli.arrivals import Arrivals, readable_stdin
+from gptcli.cli.background_reader import BackgroundReader, readable_stdin
 from gptcli.errors import BrokenCheckpoint, InputError
 from gptcli.files import parse_json
 
@@ -66,7 +66,7 @@ class InputLines:
 
     def without_waiting(self) -> Iterator[InputLine | None]:
         """The lines, or None while a pipe has none yet. Raises as iterating does."""
-        return iter(self) if self.path.is_file() else Arrivals(iter(self))
+        return iter(self) if self.path.is_file() else BackgroundReader(iter(self))
 
     def __iter__(self) -> Iterator[InputLine]:
         """Raises InputError for a file that cannot be read, and for CSV that is not UTF-8 or names a column twice."""

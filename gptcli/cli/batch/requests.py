@@ -20,7 +20,7 @@ from gptcli.generation.request import Request
 from gptcli.language_model import LanguageModel
 from gptcli.openai_api.bodies import Asked, AskedVectors
 from gptcli.openai_api.prompting import Prompting
-from gptcli.text.chat_template import ChatTemplate, Switches
+from gptcli.text.chat_templates.chat_template import ChatTemplate, Switches
 from gptcli.tools.definitions import AUTO, Definition
 
 

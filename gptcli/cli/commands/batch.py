@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from gptcli.cli import options
-from gptcli.cli.arrivals import wait_for
+from gptcli.cli.background_reader import wait_for
 from gptcli.cli.batch.answer_records import Vectors
 from gptcli.cli.batch.bodies import PlainSettings
 from gptcli.cli.batch.input_lines import InputLine, InputLines, is_table

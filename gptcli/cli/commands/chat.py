@@ -32,7 +32,7 @@ from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import ChatSession
 from gptcli.runtime.engine import Workload
 from gptcli.settings import ChatSettings
-from gptcli.text.chat_template import ChatTemplate, Switches
+from gptcli.text.chat_templates.chat_template import ChatTemplate, Switches
 
 _session_option = panel("Session")
 
@@ -316,7 +316,7 @@ def _converse(
     session: ChatSession, file: SessionFile | None, template: ChatTemplate | None, view: DisplaySettings, offline: bool
 ) -> None:
     """Talks with a person at a terminal."""
-    from gptcli.cli.repl.command_table import COMMANDS
+    from gptcli.cli.repl.commands.command_table import COMMANDS
     from gptcli.cli.repl.repl import Repl  # imports that take a tenth of a second, needless in a pipe
 
     _ = session.template  # a model without one fails here

@@ -30,7 +30,7 @@ from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.runtime.engine import Workload
 from gptcli.settings import ChatSettings, ConstraintConfig, SamplingConfig, StopConfig
-from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.chat_templates.chat_template import ChatTemplate
 from gptcli.text.messages import Message
 
 MessagesFile = Annotated[

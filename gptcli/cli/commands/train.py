@@ -28,8 +28,8 @@ from gptcli.training.settings import Schedule, TrainSettings
 
 if TYPE_CHECKING:
     from gptcli.training.checkpoints import RunDirectory
+    from gptcli.training.parallel.data_parallel import Processes
     from gptcli.training.run import Run
-    from gptcli.training.together import Together
 
 _DEFAULTS = TrainSettings(data=())
 _LEARNING_RATES = {"lora": 5e-4, "full": 5e-5, "new": 1e-3}
@@ -187,19 +187,19 @@ def train(
     with ProgressLine(quiet=run.quiet or not leads) as activity, ExitStack() as stack:
         with deadly(activity.erase):
             from gptcli.training.checkpoints import RunDirectory
+            from gptcli.training.parallel.data_parallel import Processes
             from gptcli.training.run import Run
-            from gptcli.training.together import Together
 
-            directory, together = RunDirectory(out), Together(ranks, asked.device)
+            directory, processes = RunDirectory(out), Processes(ranks, asked.device)
             settings: TrainSettings | None = asked
             if leads:
                 stack.enter_context(directory.locked())
                 settings = _kept(directory, asked, typed, resume=run.resume)
-            settings = together.told(settings)
+            settings = processes.told(settings)
             loaded = None
             if settings is not None:
-                base = _base(directory, settings, model.offline, run.max_input, activity, together)
-                loaded = Run(directory, settings, base, activity.note, activity.bytes, together)
+                base = _base(directory, settings, model.offline, run.max_input, activity, processes)
+                loaded = Run(directory, settings, base, activity.note, activity.bytes, processes)
         if loaded is None:
             activity.note(f"the run in {out} is finished")
         else:
@@ -283,20 +283,20 @@ def _base(
     offline: bool,
     max_input: int,
     activity: ProgressLine,
-    together: Together,
+    processes: Processes,
 ) -> Path:
     """The folder of the model that is trained. Waits until the first process has begun the run."""
     from gptcli.training.run import begin
 
     base = None
     if settings.model is not None:
-        base = locate(settings.model, offline=offline or not together.leads, on_progress=activity.fetch)
-    if together.leads:
+        base = locate(settings.model, offline=offline or not processes.leads, on_progress=activity.fetch)
+    if processes.leads:
         if (record := directory.record) is None:
             begin(directory, settings, base, documents_of(settings.format, max_input, activity.note), activity.note)
         elif base is not None and record["fingerprint"] != fingerprint(base):
             raise InputError(f"cannot go on: {settings.model} has changed since the run in {directory.path} began")
-        elif record["ranks"] != together.ranks:
+        elif record["ranks"] != processes.ranks:
             raise UsageError(f"a run that goes on keeps its number of processes: it is {record['ranks']}")
-    together.told(None)
+    processes.told(None)
     return base or directory.initial

@@ -1,1 +1,1 @@
-"""The prompt of `gptcli chat`."""
+"""The conversation of `gptcli chat`."""

@@ -12,11 +12,11 @@ from gptcli.chat.session import ReplyEvent, TurnsDropped
 from gptcli.chat.storage import SessionFile
 from gptcli.cli.repl.answer_display import AnswerDisplay, DisplaySettings, dropped_note
 from gptcli.cli.repl.background_load import BackgroundLoad
-from gptcli.cli.repl.completion import CommandCompleter
-from gptcli.cli.repl.line_input import LineInput
-from gptcli.cli.repl.prompt_background import PromptBackground
-from gptcli.cli.repl.prompt_history import PromptHistory
-from gptcli.cli.repl.slash_command import Command, Leave, find
+from gptcli.cli.repl.commands.slash_command import Command, Leave, find
+from gptcli.cli.repl.commands.tab_completion import CommandCompleter
+from gptcli.cli.repl.prompt.line_input import LineInput
+from gptcli.cli.repl.prompt.prompt_background import PromptBackground
+from gptcli.cli.repl.prompt.prompt_history import PromptHistory
 from gptcli.cli.run_options import note_template_with_doubled_bos
 from gptcli.cli.terminal.capabilities import is_dumb_terminal
 from gptcli.cli.terminal.columns import excerpt, packed, terminal_columns, wrapped
@@ -29,7 +29,7 @@ from gptcli.errors import GptcliError, OutputError, TemplateError, UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import ChatSession, LanguageModel
 from gptcli.runtime.engine import Workload
-from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.chat_templates.chat_template import ChatTemplate
 from gptcli.tools.definitions import ToolCall
 
 _METER = 10  # characters

@@ -18,8 +18,8 @@ from gptcli.errors import InputError, ModelNotFound, UsageError
 from gptcli.files import is_gguf
 from gptcli.models.catalog import FetchProgress
 from gptcli.models.locate import locate
-from gptcli.text.chat_template import ChatTemplate
-from gptcli.text.chat_tokens import transcript
+from gptcli.text.chat_templates.chat_template import ChatTemplate
+from gptcli.text.chat_templates.chat_tokens import transcript
 from gptcli.text.located_tokens import Token, tokens_of
 from gptcli.text.long_text.chunks import Chunk, encode_chunks
 from gptcli.text.messages import Message, Role

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from gptcli.errors import OutOfMemory
-from gptcli.model.common_prefix import common_length
+from gptcli.model.cache.common_prefix import common_length
 from gptcli.runtime.engine import Cache, Engine
 
 _WORTH_COPYING, _WHOLE = 16, 4  # least tokens of a prefix; of a whole prompt, which many samples may share

@@ -10,7 +10,7 @@ from collections import deque
 from gptcli.errors import GptcliError, NonFiniteLogits, OutOfMemory
 from gptcli.generation.together.cache_pool import CachePool
 from gptcli.generation.together.job import Job
-from gptcli.model.common_prefix import common_length
+from gptcli.model.cache.common_prefix import common_length
 from gptcli.runtime.engine import MOST_ROWS, Engine, Extension
 
 STEP_TOKENS = 512  # of a step at most, so that no text waits long for the prompts of others

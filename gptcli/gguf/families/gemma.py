@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import NormalDist
 from typing import Any
 
-from gptcli.gguf.naming import (
+from gptcli.gguf.families.architecture import (
     ATTENTION,
     FOUR_NORMS,
     MLP,

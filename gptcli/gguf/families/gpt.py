@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from gptcli.gguf.naming import ATTENTION, NORMS, TOP, Fields, GgufArchitecture
+from gptcli.gguf.families.architecture import ATTENTION, NORMS, TOP, Fields, GgufArchitecture
 
 
 def _no_groups(fields: Fields, config: dict[str, Any]) -> None:

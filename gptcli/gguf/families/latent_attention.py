@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gptcli.gguf.naming import (
+from gptcli.gguf.families.architecture import (
     MLP,
     NORMS,
     Fields,

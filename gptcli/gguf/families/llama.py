@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from gptcli.gguf.naming import (
+from gptcli.gguf.families.architecture import (
     ATTENTION,
     LLAMA,
     MLP,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from gptcli.gguf.naming import (
+from gptcli.gguf.families.architecture import (
     ATTENTION,
     MLP,
     NORMS,
@@ -18,7 +18,7 @@ from gptcli.gguf.naming import (
     shared_expert,
     stacked_experts,
 )
-from gptcli.gguf.tiled_heads import TILED
+from gptcli.gguf.families.tiled_heads import TILED
 
 
 def _mamba(module: str) -> dict[str, str]:

@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.kept_headers import HEADERS
+from gptcli.checkpoint.header_snapshots import HEADERS
 from gptcli.errors import GptcliError, InputError, OutputError
 from gptcli.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, UNFINISHED, identity, program_identity
-from gptcli.kept_files import hash_of, hash_of_model, keeps_nothing, kept_models, prepared_directory
 from gptcli.kernels.bindings import Functions, built_file, functions
 from gptcli.runtime.fast_start import snapshot_file
 from gptcli.runtime.fast_start.snapshot_engine import SnapshotEngine
 from gptcli.runtime.fast_start.snapshot_file import WEIGHTS, DamagedSnapshot, Snapshot
 from gptcli.runtime.resource_limits import cpu_limit, free_memory
 from gptcli.settings import RuntimeConfig
-from gptcli.text.fast_open.tokenizer_snapshots import TOKENIZERS
+from gptcli.snapshot_format import fast_start_is_off, hash_of, hash_of_model, models_with_snapshots, snapshot_directory
+from gptcli.text.fast_start.tokenizer_snapshots import TOKENIZERS
 from gptcli.version import VERSION
 
 _MOST_BYTES = 1 << 30  # of weights: larger models take long to read from any file
@@ -75,7 +75,7 @@ def slot_for(folder: ModelFolder, runtime: RuntimeConfig) -> Slot | None:
 
     None without snapshots: switched off, no kernels, or perhaps a GPU, which only torch could tell.
     """
-    if keeps_nothing() or runtime.device not in ("auto", "cpu"):
+    if fast_start_is_off() or runtime.device not in ("auto", "cpu"):
         return None
     if runtime.device == "auto" and _may_have_gpu():
         return None
@@ -104,7 +104,7 @@ def slot_for(folder: ModelFolder, runtime: RuntimeConfig) -> Slot | None:
         }
     except OSError:  # a file is being replaced, or gone
         return None
-    return Slot(prepared_directory() / f"{hash_of_model(folder.path)}-{hash_of(repr(way_of_running))}{_SUFFIX}", key)
+    return Slot(snapshot_directory() / f"{hash_of_model(folder.path)}-{hash_of(repr(way_of_running))}{_SUFFIX}", key)
 
 
 def _adapter_files(runtime: RuntimeConfig) -> list[Path]:
@@ -186,7 +186,7 @@ class StoredSnapshot:
 def stored_snapshots() -> list[StoredSnapshot]:
     """Every snapshot, the last used first."""
     headers: dict[Path, list[tuple[float, snapshot_file.Header]]] = {}
-    for path in prepared_directory().glob(f"*{_SUFFIX}"):
+    for path in snapshot_directory().glob(f"*{_SUFFIX}"):
         with contextlib.suppress(OSError, InputError, DamagedSnapshot):  # another process may remove it
             header, used = snapshot_file.read_header(path), path.stat().st_mtime
             if snapshot_file.has_weights(path, header):
@@ -200,7 +200,7 @@ def stored_snapshots() -> list[StoredSnapshot]:
         dtypes = dict.fromkeys(header["dtype"] for _, header in entries)
         found.append(StoredSnapshot(path, model, f"weights in {', '.join(dtypes)}", header["size"], used))
     for content, suffix in (("tokenizer", TOKENIZERS), ("header", HEADERS)):
-        for path, of_model in kept_models(suffix).items():
+        for path, of_model in models_with_snapshots(suffix).items():
             with contextlib.suppress(OSError):
                 status = path.stat()
                 found.append(StoredSnapshot(path, str(of_model), content, status.st_size, status.st_mtime))
@@ -210,7 +210,7 @@ def stored_snapshots() -> list[StoredSnapshot]:
 def delete_snapshots() -> int:
     """Deletes all snapshots, unfinished ones too; returns their bytes. Raises OutputError."""
     size = 0
-    for path in prepared_directory().glob("*"):
+    for path in snapshot_directory().glob("*"):
         try:
             size += path.stat().st_size
             path.unlink(missing_ok=True)
@@ -223,7 +223,7 @@ def delete_snapshots() -> int:
 
 def forget_snapshots(model: Path) -> None:
     """Removes the snapshots of the model in this directory, its tokenizer's included."""
-    for path in prepared_directory().glob(f"{hash_of_model(model)}*"):
+    for path in snapshot_directory().glob(f"{hash_of_model(model)}*"):
         path.unlink(missing_ok=True)
 
 

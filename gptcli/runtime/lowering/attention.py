@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.kernels.bindings import ATTENTION_PRODUCTS, LOGISTIC, Arithmetic, Matrix
-from gptcli.model.adapted_linear import AdaptedLinear
 from gptcli.model.attention import Attention, alibi_slopes
 from gptcli.model.config import (
     AttentionConfig,
@@ -20,6 +19,7 @@ from gptcli.model.config import (
     YarnScaling,
 )
 from gptcli.model.latent_attention import LatentAttention
+from gptcli.model.linear import AdaptedLinear
 from gptcli.quant.dense import narrowed
 from gptcli.runtime.lowering.operations import Operations, Unsupported, handles
 from gptcli.runtime.program import Buffer

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from gptcli.kernels.bindings import ACTIVATIONS, IDENTITY, Matrix, Op
 from gptcli.kernels.layers import CompiledEmbedding, CompiledLinear, JoinedLinear
 from gptcli.kernels.tensors import Library
-from gptcli.model.adapted_linear import AdaptedLinear
 from gptcli.model.config import DecoderConfig, other_field
-from gptcli.model.linear import Embedding, Linear
+from gptcli.model.linear import AdaptedLinear, Embedding, Linear
 from gptcli.model.norm import Norm
 from gptcli.runtime.program import Buffer, Vector
 

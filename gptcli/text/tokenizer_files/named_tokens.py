@@ -15,7 +15,7 @@ from gptcli.files import is_there, read_json
 from gptcli.model_notes import Note
 
 if TYPE_CHECKING:
-    from gptcli.text.fast_open.partial_tokenizer import Library
+    from gptcli.text.fast_start.partial_tokenizer import Library
 
 _MOST_ADDED = 1 << 20  # characters of all tokens
 # The order in which transformers adds them.

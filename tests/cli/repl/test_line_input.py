@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.cli.repl.pastes import Pastes
-from gptcli.cli.repl.prompt_history import PromptHistory
+from gptcli.cli.repl.prompt.pastes import Pastes
+from gptcli.cli.repl.prompt.prompt_history import PromptHistory
 from tests.cli.chatting import HELLO, Chat, said, state
 
 LINES = "\n".join(f"line {number}" for number in range(312))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.cli.repl.command_table import COMMANDS
-from gptcli.cli.repl.slash_command import find
+from gptcli.cli.repl.commands.command_table import COMMANDS
+from gptcli.cli.repl.commands.slash_command import find
 from gptcli.errors import UsageError
 from tests.cli.chatting import HELLO, Chat, said, sessions, state
 from tests.cli.scripted import Script

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gptcli.checkpoint.cook import evens_then_odds, reordered_rows
 from gptcli.checkpoint.formats import Stored
 from gptcli.checkpoint.recipes import (
     Concat,
@@ -23,6 +22,7 @@ from gptcli.checkpoint.recipes import (
     shape,
     sources,
 )
+from gptcli.checkpoint.weights.evaluate_recipe import evens_then_odds, reordered_rows
 
 _REVERSIBLE = (Take, Concat, Stack, Transposed, PlusOne, ReorderedRows, EvensThenOdds, WithoutFirst)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
-MOST_MARKS = 4  # of one text; each is as large as the state
+MOST_EARLIER_STATES = 4  # of one text; each is as large as the state
 
 State = TypeVar("State")
 
 
-class Marks(Generic[State]):
+class StateHistory(Generic[State]):
     """The states of all layers after a text's first tokens, for a few numbers of tokens, ascending."""
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Marks(Generic[State]):
         if length == 0 or (marks and marks[-1][0] == length):
             return
         marks.append((length, state))
-        if len(marks) > MOST_MARKS:
+        if len(marks) > MOST_EARLIER_STATES:
             ends = [0, *(end for end, _ in marks)]
             del marks[min(range(len(marks) - 1), key=lambda index: ends[index + 2] - ends[index])]
 

@@ -15,7 +15,7 @@ from gptcli.chat.storage import SessionFile
 from gptcli.cli.repl.answer_display import DisplaySettings
 from gptcli.errors import UsageError
 from gptcli.language_model import ChatSession
-from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.chat_templates.chat_template import ChatTemplate
 
 
 class Leave(Exception):

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import tokenizers
 from tokenizers import AddedToken, models
 
-from gptcli.text.fast_open.flat_vocabulary import FlatVocabulary
+from gptcli.text.fast_start.flat_vocabulary import FlatVocabulary
 from gptcli.text.tokenizer_json import parse
 
 NEVER = "\U0010ffff"  # a noncharacter, in no piece

@@ -18,7 +18,7 @@ _Result = TypeVar("_Result")
 _PATIENCE = timedelta(hours=12)  # rank 0 may encode data, or save to a slow disk, for that long
 
 
-class Together:
+class Processes:
     """The processes of a run. With a single process, every method returns its argument."""
 
     def __init__(self, ranks: Ranks | None, device: str = "cpu") -> None:

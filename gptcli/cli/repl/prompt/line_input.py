@@ -27,8 +27,8 @@ from prompt_toolkit.output import Output, create_output
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.styles import Style
 
-from gptcli.cli.repl.editor import edited
-from gptcli.cli.repl.prompt_history import PromptHistory
+from gptcli.cli.repl.prompt.external_editor import edited
+from gptcli.cli.repl.prompt.prompt_history import PromptHistory
 from gptcli.cli.terminal.signals import handled
 from gptcli.cli.terminal.stdout import clean
 

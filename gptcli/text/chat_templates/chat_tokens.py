@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
-from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.chat_templates.chat_template import ChatTemplate
 from gptcli.text.located_tokens import Token
 from gptcli.text.messages import Message
 from gptcli.text.tokenizer import Tokenizer

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gptcli.cli.repl import completion as complete
-from gptcli.cli.repl import conversation_commands as chat
-from gptcli.cli.repl import display_commands as show
-from gptcli.cli.repl.slash_command import Command
+from gptcli.cli.repl.commands import conversation_commands as chat
+from gptcli.cli.repl.commands import display_commands as show
+from gptcli.cli.repl.commands import tab_completion as complete
+from gptcli.cli.repl.commands.slash_command import Command
 
 
 def _command_names(argument: str) -> Iterable[str]:

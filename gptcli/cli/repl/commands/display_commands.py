@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prompt_toolkit import shortcuts
 
-from gptcli.cli.repl.slash_command import ReplControls, find, parse_switch
+from gptcli.cli.repl.commands.slash_command import ReplControls, find, parse_switch
 from gptcli.cli.terminal.capabilities import is_dumb_terminal, uses_colour
 from gptcli.cli.terminal.columns import hanging, terminal_columns
 from gptcli.cli.terminal.token_flow import TokenFlow, grouped

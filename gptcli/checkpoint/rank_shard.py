@@ -1,4 +1,4 @@
-"""A rank's share of a decoder: tensor parallelism (Shoeybi et al., 2019). No torch.
+"""A rank's shard of a decoder: tensor parallelism (Shoeybi et al., 2019). No torch.
 
 A rank has some heads, some of an MLP's or an expert's channels, and some of the vocabulary. Its attention or MLP
 returns one term of a sum over all ranks. Everything else is the same on all ranks.
@@ -44,8 +44,8 @@ _MOE = (
 
 
 @dataclass(frozen=True)
-class Share:
-    """A rank's share of a decoder. whole: the config of the whole decoder.
+class RankShard:
+    """A rank's shard of a decoder. whole: the config of the whole decoder.
 
     Raises UsageError where something in it cannot be split among so many ranks.
     """
@@ -56,7 +56,7 @@ class Share:
 
     @cached_property
     def config(self) -> DecoderConfig:
-        """The config of this rank's share."""
+        """The config of this rank's shard."""
         self._check(self.whole, *_WHOLE)
         start, stop = self.vocabulary
         blocks = tuple(map(self._block, self.whole.blocks))
@@ -73,7 +73,7 @@ class Share:
         return [_range(self.whole.vocab_size, rank, self.ranks) for rank in range(self.ranks)]
 
     def part(self, name: str, recipe: Recipe) -> Recipe:
-        """The recipe of this rank's share of a parameter."""
+        """The recipe of this rank's shard of a parameter."""
         match name.split("."):
             case ["blocks", index, *path]:
                 cut = self._cut(self.whole.blocks[int(index)], path)

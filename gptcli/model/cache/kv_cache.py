@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gptcli.model.common_prefix import common_length
+from gptcli.model.cache.common_prefix import common_length
+from gptcli.model.cache.state import States
 from gptcli.model.config import CACHE_STEP, DecoderConfig
-from gptcli.model.state import States
 
 
 class KVCache:

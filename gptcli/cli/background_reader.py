@@ -16,7 +16,7 @@ _AHEAD = 64  # items that are read ahead
 _PATIENCE = 0.5  # seconds between looks at whether Ctrl-C was pressed
 
 
-class Arrivals(Iterator[_Item | None]):
+class BackgroundReader(Iterator[_Item | None]):
     """Items that a thread reads, so that nothing waits for them; None while there is none yet.
 
     Raises what reading them raises.
@@ -57,7 +57,7 @@ class Arrivals(Iterator[_Item | None]):
 
 def wait_for(items: Iterator[object]) -> Callable[[], object]:
     """A function that waits for the next item after a None."""
-    return items.wait if isinstance(items, Arrivals) else lambda: None
+    return items.wait if isinstance(items, BackgroundReader) else lambda: None
 
 
 @contextmanager

@@ -13,10 +13,10 @@ from typing import Any
 
 import tokenizers
 
-from gptcli.kept_files import KeptFile
 from gptcli.model_notes import Note
-from gptcli.text.fast_open.flat_vocabulary import FlatVocabulary, flatten
-from gptcli.text.fast_open.partial_tokenizer import NEVER, Library, PartialTokenizer
+from gptcli.snapshot_format import SnapshotFile
+from gptcli.text.fast_start.flat_vocabulary import FlatVocabulary, flatten
+from gptcli.text.fast_start.partial_tokenizer import NEVER, Library, PartialTokenizer
 
 TOKENIZERS = ".tokenizer"  # how the names of their files end
 _MOST_SNAPSHOTS = 8
@@ -38,13 +38,13 @@ class OpenedTokenizer:
     size: int
 
 
-def tokenizer_slot(path: Path) -> KeptFile | None:
+def tokenizer_slot(path: Path) -> SnapshotFile | None:
     """The slot for the tokenizer of a model's directory or GGUF file; None if nothing is kept or a file is gone."""
     files = [path / name for name in _FILES] if path.is_dir() else [path]
-    return KeptFile.of(path, TOKENIZERS, filter(Path.exists, files), tokenizers.__version__)
+    return SnapshotFile.of(path, TOKENIZERS, filter(Path.exists, files), tokenizers.__version__)
 
 
-def read_tokenizer(slot: KeptFile) -> tuple[PartialTokenizer, OpenedTokenizer] | None:
+def read_tokenizer(slot: SnapshotFile) -> tuple[PartialTokenizer, OpenedTokenizer] | None:
     """The tokenizer in a slot, if it is whole and has the slot's key."""
     found = slot.read()
     if found is None:
@@ -65,7 +65,7 @@ def read_tokenizer(slot: KeptFile) -> tuple[PartialTokenizer, OpenedTokenizer] |
     return PartialTokenizer(header["state"], FlatVocabulary(parts)), opened
 
 
-def keep_tokenizer(slot: KeptFile, library: Library, opened: OpenedTokenizer) -> None:
+def keep_tokenizer(slot: SnapshotFile, library: Library, opened: OpenedTokenizer) -> None:
     """Writes a snapshot of a trusted tokenizer of a large vocabulary; a failure to write is ignored.
 
     slot: from before the tokenizer was opened.

@@ -32,41 +32,41 @@ from gptcli.checkpoint.recipes import (
     shape,
     sources,
 )
-from gptcli.checkpoint.tensor_source import TensorSource, ranges_of
+from gptcli.checkpoint.weights.tensor_source import TensorSource, ranges_of
 from gptcli.quant.packed import PackedWeight, alike, concat_rows, stack
 
 
-def cook(recipe: Recipe, source: TensorSource) -> Tensor | PackedWeight:
+def evaluate(recipe: Recipe, source: TensorSource) -> Tensor | PackedWeight:
     """The value that a recipe makes from a checkpoint's tensors. Raises as `TensorSource.weight` does."""
     match recipe:
         case Take(name):
             return source.weight(name)
         case Concat(operands, axis):
-            return concatenated([cook(each, source) for each in operands], axis)
+            return concatenated([evaluate(each, source) for each in operands], axis)
         case Stack(operands):
-            return _joined([cook(each, source) for each in operands], stack, torch.stack)
+            return _joined([evaluate(each, source) for each in operands], stack, torch.stack)
         case Transposed(operand):
-            value = cook(operand, source)
+            value = evaluate(operand, source)
             return dense(value).mT.contiguous() if is_transposed(operand, source.stored) else value
         case PlusOne(operand):
-            return fp32(cook(operand, source)) + 1
+            return fp32(evaluate(operand, source)) + 1
         case ReorderedRows(operand):
-            value = cook(operand, source)
+            value = evaluate(operand, source)
             return rows_of(value, reordered_rows(recipe, value.shape[0]))
         case HeadRows(keys, values):
-            return torch.cat([fp32(cook(keys, source)).mT, fp32(cook(values, source))], 1).flatten(0, 1)
+            return torch.cat([fp32(evaluate(keys, source)).mT, fp32(evaluate(values, source))], 1).flatten(0, 1)
         case WithoutFirst(operand, count):
-            value = cook(operand, source)
+            value = evaluate(operand, source)
             return rows_of(value, torch.arange(count, value.shape[0]))
         case Product(left, right, transposed):
-            factor = fp32(cook(right, source))
-            return fp32(cook(left, source)) @ (factor.mT if transposed else factor)
+            factor = fp32(evaluate(right, source))
+            return fp32(evaluate(left, source)) @ (factor.mT if transposed else factor)
         case Sinusoids():
             return _sinusoids(recipe)
         case Part():
             return _part(recipe, source)
         case EvensThenOdds(operand):
-            value = cook(operand, source)
+            value = evaluate(operand, source)
             order = evens_then_odds(value.shape[1])
             return value[:, order] if isinstance(value, Tensor) else value.rows(order)
 
@@ -93,8 +93,8 @@ def _part(recipe: Part, source: TensorSource) -> Tensor | PackedWeight:
     if isinstance(recipe.operand, Take) and isinstance(source.stored(recipe.operand.name), Dense):
         return source.part(recipe.operand.name, axis, ranges)
     if (same := _of_operands(recipe, source)) is not None:
-        return cook(same, source)
-    value = cook(recipe.operand, source)
+        return evaluate(same, source)
+    value = evaluate(recipe.operand, source)
     if isinstance(value, PackedWeight):
         indices = torch.cat([torch.arange(*each) for each in ranges])
         packed = value.rows(indices) if axis == -2 else value.columns(ranges)

@@ -1,6 +1,7 @@
 """What layers keep of a text besides keys and values: the last inputs of a convolution, and a state of fixed size.
 
-A state sums up all tokens so far, so it cannot be cut back. Marks keep a few earlier states; what follows is run again.
+A state sums up all tokens so far, so it cannot be cut back. A few earlier states are
+kept, from which what follows is run again.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gptcli.model.cache.state_history import StateHistory
 from gptcli.model.config import DecoderConfig
-from gptcli.model.marks import Marks
 
 State = tuple[Tensor, ...]  # of one layer, each (rows, *shape); never written to once it is stored
 
@@ -35,7 +36,7 @@ class States:
         )
         self.now: list[State] = list(self._empty)
         self._next: dict[int, State] = {}
-        self._marks = Marks[tuple[State, ...]]()
+        self._marks = StateHistory[tuple[State, ...]]()
 
     def put(self, block: int, state: State) -> None:
         """Takes a layer's state after the running tokens."""
@@ -48,7 +49,7 @@ class States:
         self._next.clear()
 
     def mark(self, length: int) -> None:
-        """Lets a text of `length` tokens come back to here; see `Marks.add`."""
+        """Lets a text of `length` tokens come back to here; see `StateHistory.add`."""
         if self.any:
             self._marks.add(length, tuple(self.now))
 

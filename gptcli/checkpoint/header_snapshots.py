@@ -10,8 +10,8 @@ from typing import Any
 
 from gptcli.checkpoint.safetensors_header import TensorInfo
 from gptcli.gguf.model_tensor import Edit
-from gptcli.kept_files import KeptFile
 from gptcli.model_notes import Note
+from gptcli.snapshot_format import SnapshotFile
 
 HEADERS = ".header"  # how the names of their files end
 _MOST_HEADERS = 32  # of some 50 KB each
@@ -27,12 +27,12 @@ class ReadFile:
     notes: list[Note]
 
 
-def header_slot(file: Path) -> KeptFile | None:
+def header_slot(file: Path) -> SnapshotFile | None:
     """The slot of a GGUF file; None if nothing is kept or the file is gone."""
-    return KeptFile.of(file, HEADERS, [Path(os.path.realpath(file))])
+    return SnapshotFile.of(file, HEADERS, [Path(os.path.realpath(file))])
 
 
-def kept_header(slot: KeptFile) -> ReadFile | None:
+def kept_header(slot: SnapshotFile) -> ReadFile | None:
     """The header in a slot, if it is whole and has the slot's key."""
     found = slot.read()
     if found is None:
@@ -46,7 +46,7 @@ def kept_header(slot: KeptFile) -> ReadFile | None:
     return ReadFile(fields["config"], fields["generation"], tensors, notes)
 
 
-def keep_header(slot: KeptFile, read: ReadFile) -> None:
+def keep_header(slot: SnapshotFile, read: ReadFile) -> None:
     """Keeps a file's header; not of a split file, nor of one that was replaced since its slot was made."""
     files = {os.path.realpath(each.file) for each in read.tensors.values()}
     if header_slot(slot.model) != slot or files != {os.path.realpath(slot.model)}:

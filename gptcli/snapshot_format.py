@@ -29,12 +29,12 @@ from gptcli.version import VERSION
 _CHECKSUM, _SIZE = 32, 8  # bytes
 
 
-def prepared_directory() -> Path:
+def snapshot_directory() -> Path:
     """The directory of all that is kept for fast starts."""
     return platformdirs.user_cache_path("gptcli", appauthor=False) / "prepared"
 
 
-def keeps_nothing() -> bool:
+def fast_start_is_off() -> bool:
     """Whether the user has switched off all files for fast starts. Raises as `switched_off` does."""
     return switched_off("GPTCLI_PREPARED")
 
@@ -50,7 +50,7 @@ def hash_of_model(model: Path) -> str:
 
 
 @dataclass(frozen=True)
-class KeptFile:
+class SnapshotFile:
     """A file, and the key that it must have now. model: a directory or GGUF file."""
 
     model: Path
@@ -60,14 +60,14 @@ class KeptFile:
     @classmethod
     def of(cls, model: Path, suffix: str, files: Iterable[Path], *versions: str) -> Self | None:
         """The file with a suffix; None if nothing is kept or one of the model's files is gone."""
-        if keeps_nothing():
+        if fast_start_is_off():
             return None
         try:
             identities = {str(file): identity(file) for file in files}
         except OSError:  # it is being replaced
             return None
         key = {"version": [VERSION, program_identity(), *versions], "files": identities}
-        return cls(model, prepared_directory() / (hash_of_model(model) + suffix), key)
+        return cls(model, snapshot_directory() / (hash_of_model(model) + suffix), key)
 
     def read(self) -> tuple[dict[str, Any], memoryview] | None:
         """Header and content; None unless the file is whole and has the key."""
@@ -107,10 +107,10 @@ class KeptFile:
                 path.unlink(missing_ok=True)
 
 
-def kept_models(suffix: str) -> dict[Path, Path]:
+def models_with_snapshots(suffix: str) -> dict[Path, Path]:
     """The model's directory or GGUF file, by the kept file with a suffix."""
     found = {}
-    for path in prepared_directory().glob(f"*{suffix}"):
+    for path in snapshot_directory().glob(f"*{suffix}"):
         with contextlib.suppress(OSError, InputError, ValueError, KeyError), open_own(path) as file:
             file.seek(_CHECKSUM)
             found[path] = Path(json.loads(file.read(int.from_bytes(file.read(_SIZE), "little")))["model"])

@@ -15,8 +15,8 @@ from gptcli.chat.thinking import opens_thoughts, without_thoughts
 from gptcli.cli.options import MAX_INPUT
 from gptcli.cli.prompt_input import Decoding, read_text
 from gptcli.cli.repl.answer_display import SHOW_THINKING
-from gptcli.cli.repl.clipboard import copy
-from gptcli.cli.repl.slash_command import Leave, ReplControls, parse_switch
+from gptcli.cli.repl.commands.slash_command import Leave, ReplControls, parse_switch
+from gptcli.cli.repl.prompt.clipboard import copy
 from gptcli.cli.run_options import note_unheld
 from gptcli.cli.terminal.columns import excerpt, fitted, terminal_columns, width
 from gptcli.cli.terminal.stderr import print_prompt_note

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from prompt_toolkit.history import History
 
 from gptcli.chat.state_files import AppendOnlyFile, state_directory
-from gptcli.cli.repl.pastes import Pastes
+from gptcli.cli.repl.prompt.pastes import Pastes
 from gptcli.errors import OutputError
 
 _NEWEST = 4 << 20  # bytes read from the file's end: some ten thousand entries

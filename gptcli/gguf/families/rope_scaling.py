@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gptcli.gguf.naming import Fields, original_context
+from gptcli.gguf.families.architecture import Fields, original_context
 
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 # Files store only the resulting factors of Llama 3.1's and 3.2's scaling; these are all known settings.

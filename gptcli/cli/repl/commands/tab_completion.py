@@ -12,7 +12,7 @@ from prompt_toolkit.document import Document
 
 from gptcli.chat.storage import session_names
 from gptcli.cli.repl.answer_display import SHOW_THINKING
-from gptcli.cli.repl.slash_command import Command, find
+from gptcli.cli.repl.commands.slash_command import Command, find
 from gptcli.errors import GptcliError
 from gptcli.models.catalog import local_models
 from gptcli.settings import ChatSettings, Overflow, ReasoningEffort

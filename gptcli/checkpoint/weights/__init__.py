@@ -1,0 +1,1 @@
+"""From tensors of any format on disk to weights, as recipes say, and back."""

@@ -1,0 +1,1 @@
+"""Slash commands of `gptcli chat`: the table, what each does, and their completion."""

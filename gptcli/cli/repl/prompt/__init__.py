@@ -1,0 +1,1 @@
+"""How a line is typed at the prompt: keys, pastes, history, colours, the user's editor."""

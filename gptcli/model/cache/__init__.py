@@ -1,0 +1,1 @@
+"""What a decoder keeps of the tokens that it has seen."""
