@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gptcli.chat.thinking import Thoughts, without_thoughts
-from tests.cli.chatting import Chat
+from tests.cli.chat_terminal import Chat
 from tests.cli.scripted import Script
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.chatting import HELLO, Chat
+from tests.cli.chat_terminal import HELLO, Chat
 from tests.cli.conftest import Cli
 from tests.tiny import TEMPLATE, make_model
 

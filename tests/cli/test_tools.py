@@ -13,7 +13,7 @@ import gptcli
 from gptcli import ChatSettings, LanguageModel, Request
 from gptcli.errors import UsageError
 from gptcli.tools.definitions import checked_tools
-from tests.cli.chatting import Chat, sessions
+from tests.cli.chat_terminal import Chat, sessions
 from tests.cli.conftest import Cli, Says
 from tests.cli.scripted import Script
 from tests.tiny import make_model

@@ -22,7 +22,7 @@ from gptcli.tools.definitions import ToolCall, checked_tools, tool_name, tool_pa
 from gptcli.tools.formats import FORMATS, CallFormat, ToolUse
 from gptcli.tools.splitter import split
 from gptcli.tools.syntaxes import Braced, Tagged
-from tests.generation.test_grammar import ids_in, walk
+from tests.generation.constraints.test_grammar import ids_in, walk
 from tests.tiny import make_tokenizer
 
 END = 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.cli.chatting import HELLO, Chat
+from tests.cli.chat_terminal import HELLO, Chat
 
 
 @pytest.fixture(autouse=True)

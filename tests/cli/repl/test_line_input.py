@@ -10,7 +10,7 @@ import pytest
 
 from gptcli.cli.repl.prompt.pastes import Pastes
 from gptcli.cli.repl.prompt.prompt_history import PromptHistory
-from tests.cli.chatting import HELLO, Chat, said, state
+from tests.cli.chat_terminal import HELLO, Chat, said, state
 
 LINES = "\n".join(f"line {number}" for number in range(312))
 

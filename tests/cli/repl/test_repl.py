@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.cli.chatting import HELLO, Chat, said, sessions, state
+from tests.cli.chat_terminal import HELLO, Chat, said, sessions, state
 from tests.cli.conftest import GPTCLI, SCRIPTED
 from tests.cli.scripted import Script
 from tests.cli.terminal.pty_terminal import Terminal

@@ -12,7 +12,7 @@ import pytest
 from gptcli.cli.repl.commands.command_table import COMMANDS
 from gptcli.cli.repl.commands.slash_command import find
 from gptcli.errors import UsageError
-from tests.cli.chatting import HELLO, Chat, said, sessions, state
+from tests.cli.chat_terminal import HELLO, Chat, said, sessions, state
 from tests.cli.scripted import Script
 from tests.tiny import make_model
 

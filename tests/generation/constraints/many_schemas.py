@@ -1,6 +1,6 @@
 """Texts under many JSON schemas, validated with jsonschema.
 
-`python -m tests.generation.constrained --count 1000 [-m MODEL]` tries the default model.
+`python -m tests.generation.constraints.many_schemas --count 1000 [-m MODEL]` tries the default model.
 """
 
 from __future__ import annotations

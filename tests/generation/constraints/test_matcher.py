@@ -22,7 +22,7 @@ from gptcli import (
 )
 from gptcli.errors import UsageError
 from gptcli.settings import RuntimeConfig
-from tests.generation.constrained import SCHEMAS, check, text_of
+from tests.generation.constraints.many_schemas import SCHEMAS, check, text_of
 from tests.generation.outcomes import completed
 from tests.tiny import make_model
 
