@@ -17,10 +17,10 @@ from typing import IO, Any
 from gptcli.errors import BrokenCheckpoint, GptcliError, InputError, OutputError
 from gptcli.model_notes import Note
 
-RECORD = "gptcli.json"  # in a fetched model's directory: its origin and its files' checksums
+MANIFEST = "gptcli.json"  # in a fetched model's directory: its origin and its files' checksums
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # in an adapter's directory
 UNFINISHED = ".part"  # how the name of a file ends until it is written
-_FETCHED = (RECORD, ".git")  # marks of a directory that was fetched or cloned
+_FETCHED = (MANIFEST, ".git")  # marks of a directory that was fetched or cloned
 _MOST_CONTAINERS = 2_000_000
 JSON_LIMIT = 8 << 20  # bytes, far more than any config; tokenizers have another limit
 

@@ -85,7 +85,7 @@ def load_decoder(
     total = folder.weight_bytes // (shard.ranks if shard else 1)
     with TensorSource(folder) as source:
         for name, whole in folder.architecture.parameters.items():
-            recipe = shard.part(name, whole) if shard else whole
+            recipe = shard.recipe(name, whole) if shard else whole
             # 1 + w needs more bits than w. So do choices between nearly equal scores, and exponents.
             wide = isinstance(whole, PlusOne) or _is_never_rounded(decoder, name)
             dtype = torch.float32 if wide else plan.dtype

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from gptcli.checkpoint.recipes import Part, Ranges, Recipe
+from gptcli.checkpoint.recipes import Ranges, Recipe, Slice
 from gptcli.errors import UsageError
 from gptcli.model.config import (
     AttentionConfig,
@@ -72,7 +72,7 @@ class RankShard:
         """`vocabulary` of every rank."""
         return [_range(self.whole.vocab_size, rank, self.ranks) for rank in range(self.ranks)]
 
-    def part(self, name: str, recipe: Recipe) -> Recipe:
+    def recipe(self, name: str, whole: Recipe) -> Recipe:
         """The recipe of this rank's shard of a parameter."""
         match name.split("."):
             case ["blocks", index, *path]:
@@ -83,7 +83,7 @@ class RankShard:
                 cut = (_COLUMNS, (self.vocabulary,))
             case _:
                 cut = None
-        return recipe if cut is None else Part(recipe, *cut)
+        return whole if cut is None else Slice(whole, *cut)
 
     def adds(self, name: str) -> bool:
         """Whether this rank adds a bias; biases that all ranks have are added by the first alone."""

@@ -141,7 +141,7 @@ Ranges = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
-class Part:
+class Slice:
     """Ranges (start, stop) of an axis, one after the other: a rank's share of a parameter.
 
     axis: counted from the last, which is -1.
@@ -166,7 +166,7 @@ Recipe = (
     | EvensThenOdds
     | Product
     | Sinusoids
-    | Part
+    | Slice
 )
 
 
@@ -205,10 +205,10 @@ def shape(recipe: Recipe, stored: Callable[[str], Stored]) -> Shape:
     if isinstance(recipe, Sinusoids):
         return recipe.rows, recipe.columns
     shapes = [shape(operand, stored) for operand in operands_of(recipe)]
-    first, *others = shapes
+    first, *further = shapes
     match recipe:
         case Concat(axis=axis):
-            if len(first) <= axis or any(_without(axis, other) != _without(axis, first) for other in others):
+            if len(first) <= axis or any(_without(axis, other) != _without(axis, first) for other in further):
                 raise _misfit(recipe, shapes)
             return (*first[:axis], sum(each[axis] for each in shapes), *first[axis + 1 :])
         case Stack():
@@ -220,7 +220,7 @@ def shape(recipe: Recipe, stored: Callable[[str], Stored]) -> Shape:
                 raise _misfit(recipe, shapes)
             *outer, rows, columns = first
             return (*outer, columns, rows)
-        case Part(axis=axis, ranges=ranges):
+        case Slice(axis=axis, ranges=ranges):
             size = sum(stop - start for start, stop in ranges)
             return (*first[:axis], size, *first[axis:][1:])
         case WithoutFirst(count=count):
@@ -228,12 +228,12 @@ def shape(recipe: Recipe, stored: Callable[[str], Stored]) -> Shape:
                 raise _misfit(recipe, shapes)
             return (first[0] - count, *first[1:])
         case Product(transposed=transposed):
-            second = others[0][::-1] if transposed else others[0]
+            second = further[0][::-1] if transposed else further[0]
             if not len(first) == len(second) == 2 or first[1] != second[0]:
                 raise _misfit(recipe, shapes)
             return (first[0], second[1])
         case HeadRows():
-            values = others[0]
+            values = further[0]
             if not len(first) == len(values) == 3 or first[:2] != (values[0], values[2]):
                 raise _misfit(recipe, shapes)
             return (first[0] * (first[2] + values[1]), first[1])

@@ -118,9 +118,9 @@ class _Steps:
         from gptcli.models.install import changed_files
 
         self._activity.bytes("comparing checksums", 0, 0)
-        if changed := changed_files(self._model.directory, self._model.record):
+        if changed := changed_files(self._model.directory, self._model.manifest):
             raise BrokenCheckpoint(f"changed since it was installed: {self._model.path}: {', '.join(changed)}")
-        checksums = self._model.record.get("sha256", {})
+        checksums = self._model.manifest.get("sha256", {})
         return (True, f"{len(checksums)} files are as installed") if checksums else (None, "no checksums were recorded")
 
     def config(self) -> tuple[bool, str]:

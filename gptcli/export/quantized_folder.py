@@ -20,13 +20,13 @@ from gptcli.checkpoint.load import empty_decoder, quantized_bits
 from gptcli.checkpoint.recipes import Recipe, Take, Transposed, operands_of
 from gptcli.checkpoint.weights.tensor_source import TensorSource
 from gptcli.errors import OutputError, UnsupportedArchitecture, UsageError
-from gptcli.files import RECORD, open_within
+from gptcli.files import MANIFEST, open_within
 from gptcli.gguf.safetensors_writer import SafetensorsWriter, write_json
 from gptcli.quant.affine import quantize_affine
 
 _GROUP = 32  # columns, the same as in memory
 _COPIED = (".json", ".jinja", ".model", ".txt", "LICENSE", "LICENSE.md")
-_WRITTEN = ("config.json", "model.safetensors.index.json", RECORD)
+_WRITTEN = ("config.json", "model.safetensors.index.json", MANIFEST)
 Packing = Literal["int8", "int4"]
 
 

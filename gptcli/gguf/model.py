@@ -112,23 +112,23 @@ class GgufModel:
         return config if suppressed is None else config | {"suppress_tokens": suppressed}
 
     def _read_config(self) -> dict[str, Any]:
-        file, fields, known = self.file, self._fields, self._architecture
+        file, fields, architecture = self.file, self._fields, self._architecture
         embedding = file.tensors.get("token_embd.weight")
         if embedding is None:
             raise file.broken("tensor 'token_embd.weight' is missing")
-        number = fields.most if known.states or known.per_layer else fields.integer
+        number = fields.most if architecture.states or architecture.per_layer else fields.integer
         width, heads = fields.integer("embedding_length"), number("attention.head_count")
         kv_heads = number("attention.head_count_kv", heads)
-        if width < 1 or min(heads, kv_heads) < (0 if known.states else 1):
+        if width < 1 or min(heads, kv_heads) < (0 if architecture.states else 1):
             raise file.broken(f"{heads} attention heads with {kv_heads} for keys and values, of width {width}")
         head_dim = fields.integer("attention.key_length", width // max(1, heads))
         if head_dim < 1:
             raise file.broken(f"{heads} attention heads of {head_dim} channels")
-        latent = "attn_kv_a_mqa" in known.block
+        latent = "attn_kv_a_mqa" in architecture.block
         if not latent and fields.integer("attention.value_length", head_dim) != head_dim:
             raise file.unsupported("values of another size than keys are not read")
         config: dict[str, Any] = {
-            "model_type": known.model_type,
+            "model_type": architecture.model_type,
             "vocab_size": embedding.shape[0],
             "hidden_size": width,
             "intermediate_size": number("feed_forward_length"),
@@ -137,19 +137,19 @@ class GgufModel:
             "num_key_value_heads": kv_heads,
             "head_dim": head_dim,
             "max_position_embeddings": fields.integer("context_length"),
-            "rope_theta": fields.number("rope.freq_base", known.theta),
+            "rope_theta": fields.number("rope.freq_base", architecture.theta),
             "tie_word_embeddings": "output.weight" not in file.tensors,
-            known.eps: self._epsilon(),
-            **known.constants,
+            architecture.eps: self._epsilon(),
+            **architecture.constants,
         }
         if config["max_position_embeddings"] < 1 or config["num_hidden_layers"] < 1:
             raise file.broken("it has no context or no layers")
         config["rope_scaling"] = rope_scaling(fields, config)
-        if known.partial or fields.integer("rope.dimension_count", head_dim) != head_dim:
+        if architecture.partial or fields.integer("rope.dimension_count", head_dim) != head_dim:
             config["partial_rotary_factor"] = fraction_of(fields.integer("rope.dimension_count", head_dim), head_dim)
-        config |= known.extra(fields, config)
+        config |= architecture.extra(fields, config)
         config = {
-            known.renamed.get(name, name): value
+            architecture.renamed.get(name, name): value
             for name, value in config.items()
             if value is not None or name in _NULLS
         }
@@ -181,46 +181,46 @@ class GgufModel:
 
     def _as_stored(self, tensor: GgufTensor) -> list[tuple[str, ModelTensor]]:
         """The tensors of transformers, by name, that a tensor of the file holds."""
-        known, file = self._architecture, self.file
+        architecture, file = self._architecture, self.file
         match = _LAYER_TENSOR.fullmatch(tensor.name)
         if match is None:
             stem, _, leaf = tensor.name.rpartition(".")
-            if stem not in known.top or leaf not in ("weight", "bias"):
+            if stem not in architecture.top or leaf not in ("weight", "bias"):
                 raise file.unsupported(f"tensor {tensor.name[:80]!r} belongs to no part of this architecture")
-            if known.top[stem].endswith(APART):
-                return self._by_first(tensor, known.top[stem])
-            return [(f"{known.top[stem]}.{leaf}", self._edited(tensor, stem, leaf))]
+            if architecture.top[stem].endswith(APART):
+                return self._unstacked(tensor, architecture.top[stem])
+            return [(f"{architecture.top[stem]}.{leaf}", self._edited(tensor, stem, leaf))]
         layer, stem, expert, leaf = match.groups(default="")
         if int(layer) in self.ahead:
             return []
         kind = stem if not expert else f"{stem}.#"
-        if kind == "attn_qkv" and kind not in known.block and "attn_q" in known.block:
+        if kind == "attn_qkv" and kind not in architecture.block and "attn_q" in architecture.block:
             return self._by_projection(tensor, int(layer), leaf)
-        if kind not in known.block:
+        if kind not in architecture.block:
             raise file.unsupported(f"tensor {tensor.name[:80]!r} belongs to no part of this architecture")
-        module = f"{known.layers}{layer}.{known.block[kind]}".replace("#", expert)
+        module = f"{architecture.layers}{layer}.{architecture.block[kind]}".replace("#", expert)
         if module.endswith(APART):
-            return self._by_first(tensor, module)
+            return self._unstacked(tensor, module)
         return [(tensor_name(module, leaf or "weight"), self._edited(tensor, stem, leaf))]
 
     def _edited(self, tensor: GgufTensor, stem: str, leaf: str) -> ModelTensor:
-        known, shape, edit = self._architecture, tensor.shape, None
+        architecture, shape, edit = self._architecture, tensor.shape, None
         config = self.config
-        added = known.plus_one and stem.endswith("norm") and stem != "ssm_norm" and leaf == "weight"
+        added = architecture.plus_one and stem.endswith("norm") and stem != "ssm_norm" and leaf == "weight"
         if added or stem == "ssm_a":
             if tensor.kind != "F32":
                 raise self.file.unsupported(f"tensor {tensor.name!r} is of type {tensor.kind}, not F32")
             edit = Edit(rates=True) if stem == "ssm_a" else Edit(minus=1.0)
-        elif known.pairs and stem in ("attn_q", "attn_k"):
+        elif architecture.pairs and stem in ("attn_q", "attn_k"):
             heads = config["num_attention_heads" if stem == "attn_q" else "num_key_value_heads"]
             edit = Edit(pairs=heads)
             self._check_rows(tensor, 2 * heads)
-        elif known.regrouped and stem == "attn_qkv":
+        elif architecture.regrouped and stem == "attn_qkv":
             heads = self._fields.integer("attention.head_count")
             groups = self._fields.integer("attention.head_count_kv", heads)
             edit = Edit(regrouped=groups, queries=heads // groups)
             self._check_rows(tensor, heads + 2 * groups)
-        if known.block.get(stem, "").endswith(_ROWS) and len(shape) == 1:
+        if architecture.block.get(stem, "").endswith(_ROWS) and len(shape) == 1:
             shape = 1, *shape
         elif stem in ("ssm_a", "ssm_d", "ssm_norm"):
             shape = (math.prod(shape),)
@@ -268,7 +268,7 @@ class GgufModel:
             offset += size
         return parts
 
-    def _by_first(self, tensor: GgufTensor, name: str) -> list[tuple[str, ModelTensor]]:
+    def _unstacked(self, tensor: GgufTensor, name: str) -> list[tuple[str, ModelTensor]]:
         """One tensor for each index of its first dimension."""
         if len(tensor.shape) < 2:
             raise self.file.broken(f"tensor {tensor.name!r} has one dimension")

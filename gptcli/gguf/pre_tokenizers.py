@@ -5,6 +5,8 @@ Each is llama.cpp's, or matches what it does. A name stands for all that split a
 
 from __future__ import annotations
 
+from typing import Any
+
 _SPACES = r"\s+(?!\S)|\s+"
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|" + _SPACES
 _ENGLISH = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -108,3 +110,8 @@ IGNORES_MERGES = frozenset(
 )
 ADDS_BOS = IGNORES_MERGES - {"glm4", "glm5", "minicpm5"}  # the default of add_bos_token
 COMPOSES = frozenset(("qwen2", "deepseek-r1-qwen", "qwen35"))  # characters (NFC), as these models' tokenizer.json
+
+
+def split_by(regex: str) -> dict[str, Any]:
+    """The pre-tokenizer of tokenizer.json that makes a piece of each match, and of what is between them."""
+    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}

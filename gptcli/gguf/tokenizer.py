@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gptcli.errors import BrokenTokenizer
-from gptcli.gguf.pre_tokenizers import ADDS_BOS, COMPOSES, DIGIT, GPT2, IGNORES_MERGES, LINES, SPLITTERS
+from gptcli.gguf.pre_tokenizers import ADDS_BOS, COMPOSES, DIGIT, GPT2, IGNORES_MERGES, LINES, SPLITTERS, split_by
 from gptcli.gguf.reader import GgufFile
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # values of tokenizer.ggml.token_type
@@ -57,7 +57,7 @@ def gguf_tokenizer(file: GgufFile) -> tuple[_Json, _Json]:
         components = _sentencepiece(file, tokens, types, vocabulary)
     else:
         components = _pieces(tokens, types, vocabulary, _merges(file, vocabulary))
-        components["pre_tokenizer"] = _split(LINES)
+        components["pre_tokenizer"] = split_by(LINES)
     state = {
         "version": "1.0",
         "truncation": None,
@@ -169,13 +169,9 @@ def _pre_tokenizer(regexes: Sequence[str]) -> _Json:
         if regex == DIGIT:
             steps.append({"type": "Digits", "individual_digits": True})
         else:
-            steps.append(_split(regex))
+            steps.append(split_by(regex))
     steps.append(_BYTE_LEVEL | {"add_prefix_space": False, "use_regex": last == GPT2})
     return steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps}
-
-
-def _split(regex: str) -> _Json:
-    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
 
 
 def _merges(file: GgufFile, vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:

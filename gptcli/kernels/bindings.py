@@ -23,7 +23,7 @@ Arithmetic = Literal["fp32", "bf16", "int8"]  # in the order of kernels.h's Arit
 CacheKind = Literal["fp32", "fp16", "int8"]  # in the order of kernels.h's CacheKind
 
 _VARIABLE = "GPTCLI_KERNELS"
-_INTERFACE = 0x51C79CD  # kernels.h's INTERFACE
+_INTERFACE = 0x8167BE31  # kernels.h's INTERFACE
 _NO_MEMORY, _NO_TOKEN = -1, -2  # of gptcli_draw
 ROUNDED_PRODUCTS = 3  # of kernels.h's Arithmetic
 ATTENTION_PRODUCTS: dict[Arithmetic, int] = {"fp32": 0, "bf16": ROUNDED_PRODUCTS, "int8": ROUNDED_PRODUCTS}  # by layer
@@ -121,13 +121,13 @@ class Draw(Structure):
 Checksum = c_uint64 * 8
 """A checksum of data; all 0 for no data. It does not detect forgery."""
 
-_STRUCTURES = (Op, Rotation, Row, Frame, Draw)  # in the order of gptcli_record_bytes
+_STRUCTURES = (Op, Rotation, Row, Frame, Draw)  # in the order of gptcli_struct_bytes
 _MATRIX = len(_STRUCTURES)  # its number for kernels.h's Matrix, which Python does not declare
 
 # The result and the arguments of each function, as kernels.h declares them.
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "gptcli_interface": (c_int64, []),
-    "gptcli_record_bytes": (c_int64, [c_int]),
+    "gptcli_struct_bytes": (c_int64, [c_int]),
     "gptcli_has_level": (c_int, [c_char_p]),
     "gptcli_set_level": (c_int, [c_char_p]),
     "gptcli_level": (c_char_p, []),
@@ -175,7 +175,7 @@ class Functions:
                 function = getattr(self._c, name)
                 function.restype, function.argtypes = result, arguments
             alike = self._c.gptcli_interface() == _INTERFACE and [
-                self._c.gptcli_record_bytes(i) for i in range(len(_STRUCTURES))
+                self._c.gptcli_struct_bytes(i) for i in range(len(_STRUCTURES))
             ] == list(map(sizeof, _STRUCTURES))
         except AttributeError:
             alike = False
@@ -229,18 +229,18 @@ class Functions:
         if self._c.gptcli_set_threads(min(threads, _MOST_THREADS)) != 0:
             raise ValueError(f"{threads} threads")
 
-    def record(self, matrix: Matrix) -> bytes:
+    def struct_bytes(self, matrix: Matrix) -> bytes:
         """The bytes of kernels.h's Matrix, a description of the weights' layout for `restored`."""
-        return ctypes.string_at(matrix.handle, self._c.gptcli_record_bytes(_MATRIX))
+        return ctypes.string_at(matrix.handle, self._c.gptcli_struct_bytes(_MATRIX))
 
-    def restored(self, record: bytes, address: int, rows: int, columns: int, weights: object) -> Matrix:
-        """A matrix from its record and a copy of its weights at `address`, which are read in place, 64-byte aligned.
+    def restored(self, struct: bytes, address: int, rows: int, columns: int, weights: object) -> Matrix:
+        """A matrix from its struct and a copy of its weights at `address`, which are read in place, 64-byte aligned.
 
-        weights: owns the copy. Raises ValueError if the record has another size.
+        weights: owns the copy. Raises ValueError if the struct has another size.
         """
-        if len(record) != self._c.gptcli_record_bytes(_MATRIX):
-            raise ValueError("not the record of a matrix")
-        return self._matrix(self._c.gptcli_matrix_restored(record, address), rows, columns, weights)
+        if len(struct) != self._c.gptcli_struct_bytes(_MATRIX):
+            raise ValueError("not the struct of a matrix")
+        return self._matrix(self._c.gptcli_matrix_restored(struct, address), rows, columns, weights)
 
     def _matrix(self, handle: int | None, rows: int, columns: int, weights: object) -> Matrix:
         if handle is None:

@@ -17,7 +17,7 @@ from typing import Any
 import platformdirs
 
 from gptcli.errors import ModelNotFound
-from gptcli.files import ADAPTER_CONFIG, RECORD, called_gguf, open_regular, open_within, read_json
+from gptcli.files import ADAPTER_CONFIG, MANIFEST, called_gguf, open_regular, open_within, read_json
 from gptcli.models.hub_cache import holds_only_ggufs, hub_cache, hub_snapshot, hub_snapshots
 from gptcli.models.stores import HUB, find_stored, only_stored, stored_models
 
@@ -39,13 +39,13 @@ class LocalModel:
     path: Path
 
     @property
-    def record(self) -> dict[str, Any]:
-        """The record of the installation; empty without one, as for a file added to an installed model."""
-        file = self.directory / RECORD
-        record = read_json(file) if file.exists() else {}
-        checksums = record.get("sha256")
+    def manifest(self) -> dict[str, Any]:
+        """The manifest of the installation; empty without one, as for a file added to an installed model."""
+        file = self.directory / MANIFEST
+        manifest = read_json(file) if file.exists() else {}
+        checksums = manifest.get("sha256")
         beside = self.path.is_file() and not (isinstance(checksums, dict) and self.path.name in checksums)
-        return {} if beside else record
+        return {} if beside else manifest
 
     @property
     def directory(self) -> Path:
@@ -107,8 +107,8 @@ def local_models() -> list[LocalModel]:
     """Every model in the install root, the user's data directory, the Hugging Face cache and other stores, by name."""
     found: dict[str, LocalModel] = {}
     for root in roots():
-        records = [*root.glob(f"*/{RECORD}"), *root.glob(f"*/*/{RECORD}")]
-        for config in [*root.glob("*/config.json"), *root.glob("*/*/config.json"), *records]:
+        manifests = [*root.glob(f"*/{MANIFEST}"), *root.glob(f"*/*/{MANIFEST}")]
+        for config in [*root.glob("*/config.json"), *root.glob("*/*/config.json"), *manifests]:
             directory = config.parent
             name = directory.relative_to(root).as_posix()
             within_another = directory.parent != root and (directory.parent / "config.json").exists()
@@ -141,8 +141,8 @@ def fingerprint(path: Path) -> str:
 
     Otherwise of its files' names and sizes, with contents of small files and times of large ones.
     """
-    record = LocalModel(path.name, path).record
-    if checksums := record.get("sha256"):
+    manifest = LocalModel(path.name, path).manifest
+    if checksums := manifest.get("sha256"):
         return hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
     digest = hashlib.sha256()
     whole = path.is_file()  # a GGUF file
@@ -184,7 +184,7 @@ def _named(name: str, file: str) -> LocalModel | None:
 
 def first_gguf(directory: Path) -> Path | None:
     """The GGUF file that was fetched into a directory, or its first part; None without one."""
-    if not (directory / RECORD).exists() and not _being_fetched(directory):
+    if not (directory / MANIFEST).exists() and not _being_fetched(directory):
         return None
     return min((file for file in directory.glob("*") if called_gguf(file.name)), default=None)
 

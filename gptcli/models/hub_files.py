@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from gptcli.errors import ModelNotFound, UsageError
-from gptcli.files import ADAPTER_CONFIG, RECORD, called_gguf
+from gptcli.files import ADAPTER_CONFIG, MANIFEST, called_gguf
 from gptcli.models.stores import VISION_MODULE
 
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
@@ -22,7 +22,7 @@ def chosen_files(repository: str, sizes: Sizes, pattern: str | None) -> dict[str
     pattern: of the weights' names; None: the weights that transformers would read. Raises UsageError, which lists the
     choices, and ModelNotFound.
     """
-    top = {name: size for name, size in sizes.items() if "/" not in name and name != RECORD}
+    top = {name: size for name, size in sizes.items() if "/" not in name and name != MANIFEST}
     in_folders = [name for name in sizes if called_gguf(name) and not {"", ".", ".."} & {*name.split("/")}]
     variants = _variants({*top, *in_folders})
     beside = {name: size for name, size in top.items() if name.endswith(_BESIDE)}

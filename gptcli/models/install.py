@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import InputError, InvalidModel, OutputError, UsageError
-from gptcli.files import RECORD, lock, open_regular, open_within
+from gptcli.files import MANIFEST, lock, open_regular, open_within
 from gptcli.models.catalog import SCRATCH, find, find_named, first_gguf, install_root, is_name, missing, roots
 
 _ABANDONED_S = 24 * 3600
@@ -28,7 +28,7 @@ def check_name(name: str) -> None:
     target = install_root() / name
     if os.path.lexists(target) and not (target / "config.json").is_file() and first_gguf(target) is None:
         raise UsageError(f"in the way, and not a model: {target}", hint="choose another name")
-    if "/" in name and any((target.parent / each).exists() for each in ("config.json", RECORD)):
+    if "/" in name and any((target.parent / each).exists() for each in ("config.json", MANIFEST)):
         raise UsageError(f"in the way: {target.parent} is a model itself", hint="choose another name")
 
 
@@ -113,7 +113,7 @@ def install(directory: Path, name: str, source: dict[str, Any]) -> Path:
     """
     checksums = {file.name: sha256(file) for file in sorted(directory.iterdir()) if file.is_file()}
     record = {"source": source, "sha256": checksums}
-    (directory / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (directory / MANIFEST).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     directory.chmod(0o755)  # a temporary directory is private
     target = install_root() / name
     with _locked(install_root(), wait=True), scratch() as aside:
@@ -154,7 +154,7 @@ def remove(name: str) -> Path:
         raise missing(name, wanted=False)
     target = model.directory
     root = next((root for root in roots() if root / name == target), None)
-    if root is None or not (target / RECORD).is_file():
+    if root is None or not (target / MANIFEST).is_file():
         raise UsageError(f"not installed by gptcli: {target}", hint="remove it as it came")
     with scratch() as aside:
         shutil.move(target, aside / "removed")
@@ -168,7 +168,7 @@ def changed_files(model: Path, record: dict[str, Any]) -> list[str]:
     """Names of files that are missing or changed since installation. Raises BrokenCheckpoint for a link out."""
     checksums = record.get("sha256", {})
     if not isinstance(checksums, dict):
-        raise InputError(f"cannot read: {model / RECORD}: sha256 must be an object")
+        raise InputError(f"cannot read: {model / MANIFEST}: sha256 must be an object")
     return [
         name
         for name, checksum in checksums.items()

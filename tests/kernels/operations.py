@@ -35,7 +35,7 @@ class Prefill(Structure):
     ]
 
 
-_ATTENTION, _PREFILL = 6, 7  # their numbers in gptcli_record_bytes
+_ATTENTION, _PREFILL = 6, 7  # their numbers in gptcli_struct_bytes
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "gptcli_attention": (c_int, [POINTER(Attention), c_int64]),
     "gptcli_attend_prefill": (c_int, [POINTER(Prefill)]),
@@ -68,8 +68,8 @@ class Operations(Library):
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(self._c, name)
             function.restype, function.argtypes = result, arguments
-        assert self._c.gptcli_record_bytes(_ATTENTION) == sizeof(Attention)
-        assert self._c.gptcli_record_bytes(_PREFILL) == sizeof(Prefill)
+        assert self._c.gptcli_struct_bytes(_ATTENTION) == sizeof(Attention)
+        assert self._c.gptcli_struct_bytes(_PREFILL) == sizeof(Prefill)
 
     def attention(
         self,

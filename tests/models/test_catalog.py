@@ -157,9 +157,9 @@ def test_a_missing_model_comes_with_a_way_out(name: str, hint: str) -> None:
 
 def test_a_model_knows_its_size_and_record(tmp_path: Path) -> None:
     directory = config_in(tmp_path / "weights" / "name")
-    assert local_models()[0].record == {}
+    assert local_models()[0].manifest == {}
     (directory / "gptcli.json").write_text('{"source": {"file": "x"}}')
-    assert local_models()[0].record == {"source": {"file": "x"}}
+    assert local_models()[0].manifest == {"source": {"file": "x"}}
     assert local_models()[0].size == 2 + 25
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gptcli.errors import ModelNotFound, OutputError, UsageError
-from gptcli.files import RECORD
+from gptcli.files import MANIFEST
 from gptcli.models import install as module
 from gptcli.models.catalog import find, install_root, local_models
 from gptcli.models.install import changed_files, install, one_at_a_time, remove, scratch
@@ -36,7 +36,7 @@ def contents(root: Path) -> list[str]:
 
 def test_a_model_is_installed_with_its_checksums() -> None:
     path = put("owner/name")
-    record = json.loads((path / RECORD).read_text())
+    record = json.loads((path / MANIFEST).read_text())
     assert record["source"] == {"file": "a test"}
     assert changed_files(path, record) == []
     (path / "config.json").write_text("[]")
@@ -58,7 +58,7 @@ def test_a_model_of_the_same_name_is_replaced_whole() -> None:
     first = put("name")
     (first / "extra").write_text("old")
     put("name", '{"new": 1}')
-    assert contents(install_root()) == ["name", "name/config.json", f"name/{RECORD}"]
+    assert contents(install_root()) == ["name", "name/config.json", f"name/{MANIFEST}"]
     assert (first / "config.json").read_text() == '{"new": 1}'
 
 
@@ -75,7 +75,7 @@ def test_a_model_that_cannot_be_installed_leaves_the_old_one(monkeypatch: pytest
     with pytest.raises(OutputError, match="Input/output error"):
         put("name", '{"new": 1}')
     assert (old / "config.json").read_text() == '{"old": 1}'
-    assert contents(install_root()) == ["name", "name/config.json", f"name/{RECORD}"]
+    assert contents(install_root()) == ["name", "name/config.json", f"name/{MANIFEST}"]
 
 
 def test_a_directory_that_is_not_a_model_is_never_replaced() -> None:
@@ -108,8 +108,8 @@ def test_processes_may_install_one_model_at_once() -> None:
     for process in processes:
         process.join(30)
     assert [process.exitcode for process in processes] == [0, 0]
-    assert contents(install_root()) == ["name", "name/config.json", f"name/{RECORD}"]
-    assert changed_files(install_root() / "name", json.loads((install_root() / "name" / RECORD).read_text())) == []
+    assert contents(install_root()) == ["name", "name/config.json", f"name/{MANIFEST}"]
+    assert changed_files(install_root() / "name", json.loads((install_root() / "name" / MANIFEST).read_text())) == []
 
 
 def test_a_model_is_fetched_once_at_a_time() -> None:

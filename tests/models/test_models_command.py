@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gptcli.files import RECORD
+from gptcli.files import MANIFEST
 from gptcli.models.catalog import DEFAULT_MODEL, install_root
 from gptcli.text import decode_check
 from tests.cli.conftest import Cli, Result
@@ -76,7 +76,7 @@ def test_a_missing_model_is_exit_code_4_with_a_way_out(command: str, way: str, m
 
 
 def test_import_prints_the_directory_and_nothing_else(imported: Path) -> None:
-    assert imported == install_root() / "mine" and (imported / RECORD).is_file()
+    assert imported == install_root() / "mine" and (imported / MANIFEST).is_file()
 
 
 def test_an_import_ignores_a_directory_here(models: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,9 +90,9 @@ def test_import_replaces_a_model_only_by_force(models: Cli, imported: Path, tmp_
     again = models("import", other, "--name", "mine")
     assert (again.code, again.text) == (0, f"{imported}\n")
     assert "mine is already here; --force replaces it" in again.err
-    assert json.loads((imported / RECORD).read_text())["source"]["file"] == "tiny.gguf"
+    assert json.loads((imported / MANIFEST).read_text())["source"]["file"] == "tiny.gguf"
     assert models("import", other, "--name", "mine", "--force").code == 0
-    assert json.loads((imported / RECORD).read_text())["source"]["file"] == "other.gguf"
+    assert json.loads((imported / MANIFEST).read_text())["source"]["file"] == "other.gguf"
 
 
 @pytest.mark.parametrize(

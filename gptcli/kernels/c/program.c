@@ -375,8 +375,8 @@ int64_t gptcli_run(const Op *ops, int64_t count, const Frame *frame, int64_t pau
 
 int64_t gptcli_interface(void) { return INTERFACE; }
 
-int64_t gptcli_record_bytes(int record) {
+int64_t gptcli_struct_bytes(int number) {
     const int64_t bytes[] = {sizeof(Op),   sizeof(Rotation), sizeof(Row),       sizeof(Frame),
                              sizeof(Draw), sizeof(Matrix),   sizeof(Attention), sizeof(Prefill)};
-    return record >= 0 && record < (int)(sizeof bytes / sizeof *bytes) ? bytes[record] : -1;
+    return number >= 0 && number < (int)(sizeof bytes / sizeof *bytes) ? bytes[number] : -1;
 }

@@ -93,7 +93,7 @@ class _BackgroundRead(Thread):
         with self._file:
             found = Checksum()  # a single call: this thread never waits for the interpreter's lock
             read = self._library.read_into(found, self._file.fileno(), self._data.address, self._data.size)
-            self._whole = read and _name(found) == self._checksum
+            self._whole = read and _weights_name(found) == self._checksum
 
     def wait(self) -> None:
         """Waits. Raises DamagedSnapshot if the file cannot be read or has changed."""
@@ -128,7 +128,7 @@ class _Pieces:
             if rest:
                 last = ctypes.create_string_buffer(ctypes.string_at(address + whole, rest), _ALIGNED)
                 library.add_to_checksum(result, ctypes.addressof(last), _ALIGNED)
-        return _name(result)
+        return _weights_name(result)
 
     def write(self, file: IO[bytes]) -> None:
         """Writes the data. Raises OSError."""
@@ -147,12 +147,12 @@ def write(snapshot: Snapshot, key: dict[str, Any], library: Functions, path: Pat
             setattr(op, name, None)
     header = {
         "key": key,
-        "ops": _text(bytes(ops)),
+        "ops": _base64(bytes(ops)),
         "uses": [(index, name, rows.name, rows.width, rows.offset) for index, name, rows in program.uses],
         "matrices": [
             (
                 index,
-                _text(library.record(matrix)),
+                _base64(library.struct_bytes(matrix)),
                 matrix.rows,
                 matrix.columns,
                 data.offset(matrix.address, matrix.size),
@@ -213,8 +213,8 @@ def read(
     def vector(offset: int, size: int) -> Vector:
         return Vector(data.address + offset, size, data)
 
-    def matrix(record: str, rows: int, columns: int, offset: int) -> Matrix:
-        return library.restored(base64.b64decode(record), data.address + offset, rows, columns, data)
+    def matrix(struct: str, rows: int, columns: int, offset: int) -> Matrix:
+        return library.restored(base64.b64decode(struct), data.address + offset, rows, columns, data)
 
     ops = base64.b64decode(header["ops"])
     program = Program(
@@ -245,9 +245,9 @@ def has_weights(path: Path, header: Header) -> bool:
     return weights.is_file() and weights.stat().st_size == header["size"]
 
 
-def _name(checksum: ctypes.Array[ctypes.c_uint64]) -> str:
+def _weights_name(checksum: ctypes.Array[ctypes.c_uint64]) -> str:
     return hashlib.sha256(bytes(checksum)).hexdigest()[:24]
 
 
-def _text(data: bytes) -> str:
+def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()

@@ -15,6 +15,7 @@ from typing import Any
 
 from gptcli.errors import BrokenTokenizer
 from gptcli.files import read_within
+from gptcli.gguf.pre_tokenizers import split_by
 from gptcli.text.tokenizer_files.tokenizer_classes import (
     built,
     class_without_tokenizer_json,
@@ -109,7 +110,7 @@ def _generic(model: _Model, settings: Mapping[str, Any]) -> _Json:
     whole = [piece for piece, _, kind in model.pieces if kind == _USER_DEFINED]
     if whole:
         pattern = "|".join(re.escape(piece) for piece in sorted(whole, key=len, reverse=True))
-        splitters.append({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False})
+        splitters.append(split_by(pattern))
     if model.algorithm == _UNIGRAM:
         vocabulary = [[piece, score] for piece, score, _ in model.pieces]
         described: _Json = {"type": "Unigram", "unk_id": model.unk_id, "vocab": vocabulary}

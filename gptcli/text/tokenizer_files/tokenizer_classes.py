@@ -14,6 +14,7 @@ from typing import Any
 
 from gptcli.errors import BrokenCheckpoint, BrokenTokenizer
 from gptcli.files import is_there, parse_json, read_json
+from gptcli.gguf.pre_tokenizers import split_by
 from gptcli.text.tokenizer_files.named_tokens import Vocabulary, named_tokens
 
 _Json = dict[str, Any]
@@ -40,7 +41,7 @@ _CLASS_OF_TYPE = {
     for type in types.split()
 }
 # Types that have this class whatever class a model names.
-_WHATEVER_IT_NAMES = ("qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text")
+_ALWAYS_OWN_CLASS = ("qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text")
 _GENERIC = frozenset({"PreTrainedTokenizer", "TokenizersBackend", "BloomTokenizer", "FNetTokenizer"})
 # Classes with components of their own that are not built here.
 _OTHER_CLASSES = frozenset(
@@ -79,10 +80,6 @@ def _byte_level(settings: Mapping[str, Any], *, normalizer: _Json | None = None,
         splitter = {"type": "Sequence", "pretokenizers": [before, spelled]}
     model = {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
     return {"normalizer": normalizer, "pre_tokenizer": splitter, "decoder": _BYTE_LEVEL, "model": model}
-
-
-def _words(regex: str) -> _Json:
-    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
 
 
 def _llama(settings: Mapping[str, Any], *, code: bool = False) -> _Json:
@@ -171,8 +168,8 @@ _CLASSES = {
     "GPTNeoXTokenizer": _Class(
         _END | {"pad_token": "<|padding|>"}, partial(_byte_level, normalizer=_NFC), own_ends=True
     ),
-    "Qwen2Tokenizer": _Class(_QWEN_END, partial(_byte_level, normalizer=_NFC, before=_words(_QWEN2_WORDS))),
-    "Qwen3_5Tokenizer": _Class(_QWEN_END, partial(_byte_level, normalizer=_NFC, before=_words(_QWEN3_5_WORDS))),
+    "Qwen2Tokenizer": _Class(_QWEN_END, partial(_byte_level, normalizer=_NFC, before=split_by(_QWEN2_WORDS))),
+    "Qwen3_5Tokenizer": _Class(_QWEN_END, partial(_byte_level, normalizer=_NFC, before=split_by(_QWEN3_5_WORDS))),
     "CohereTokenizer": _Class(_COHERE, partial(_byte_level, normalizer=_NFC, before=_DIGITS), file=""),
     "OpenAIGPTTokenizer": _Class({"unk_token": "<unk>"}, _openai_gpt),
     "LlamaTokenizer": _Class(_LLAMA, _llama, "tokenizer.model"),
@@ -194,7 +191,7 @@ def class_of(path: Path, settings: Mapping[str, Any], *, byte_level: bool = Fals
     name = str(named).removesuffix("Fast") if named else own
     auto_map = settings.get("auto_map")
     has_code = isinstance(auto_map, list) or (isinstance(auto_map, dict) and "AutoTokenizer" in auto_map)
-    if model_type in _WHATEVER_IT_NAMES:
+    if model_type in _ALWAYS_OWN_CLASS:
         return own
     if not has_code and (own == "" or (byte_level and name == "LlamaTokenizer")):
         return None
@@ -235,7 +232,7 @@ def with_roles(name: str, settings: Mapping[str, Any]) -> _Json:
             ]
             listed = settings.get("additional_special_tokens", [])
             settings["extra_special_tokens"] = [*listed, *(token for token in given if token is not None)]
-    return _plain(settings) if name == "Qwen2Tokenizer" else settings
+    return _without_token_flags(settings) if name == "Qwen2Tokenizer" else settings
 
 
 def built(
@@ -300,7 +297,9 @@ def rebuilt_by(
     own = Vocabulary(len(vocabulary), vocabulary.get, {})
     made["added_tokens"] = named_tokens(own, roles, added, file) or []
     parts = ("normalizer", "pre_tokenizer", "decoder", "post_processor")
-    unread = tuple(part for part in parts if _bare(part, made[part]) != _bare(part, state.get(part)))
+    unread = tuple(
+        part for part in parts if _splitting_options(part, made[part]) != _splitting_options(part, state.get(part))
+    )
     same_tokens = made["added_tokens"] == sorted(tokens, key=lambda token: int(token["id"]))
     if not unread and same_tokens and _same_options(made["model"], state["model"]):
         return Rebuilt(data, state, roles, dict(added), unread)
@@ -324,7 +323,7 @@ def _same_options(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
     return options(ours) == options(theirs)
 
 
-def _bare(part: str, value: Any) -> Any:
+def _splitting_options(part: str, value: Any) -> Any:
     """A component without options that change offsets alone, and without sequences of one.
 
     part: its name in tokenizer.json.
@@ -337,7 +336,7 @@ def _bare(part: str, value: Any) -> Any:
         return [value.get(key, True) for key in ("add_prefix_space", "use_regex")]
     if value.get("type") == "Sequence":
         (inner,) = [inner for inner in value.values() if isinstance(inner, list)] or [[]]
-        members = [bare for member in inner if (bare := _bare(part, member)) is not None]
+        members = [kept for member in inner if (kept := _splitting_options(part, member)) is not None]
         return members if len(members) > 1 else next(iter(members), None)
     return value
 
@@ -366,7 +365,7 @@ def _content(settings: Mapping[str, Any], role: str) -> str | None:
     return str(value.get("content") if isinstance(value, dict) else value)
 
 
-def _plain(settings: _Json) -> _Json:
+def _without_token_flags(settings: _Json) -> _Json:
     """Settings without flags of special tokens: the class overrides them."""
 
     def content(value: object) -> object:

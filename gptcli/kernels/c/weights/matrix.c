@@ -263,8 +263,8 @@ const void *gptcli_matrix_data(const Matrix *matrix, int64_t *bytes) {
     }
 }
 
-Matrix *gptcli_matrix_restored(const Matrix *record, const void *data) {
-    Matrix *matrix = matrix_new(*record);
+Matrix *gptcli_matrix_restored(const Matrix *fields, const void *data) {
+    Matrix *matrix = matrix_new(*fields);
     if (matrix == NULL) return NULL;
     matrix->chunk = NULL;
     if (matrix->kind == AFFINE || matrix->kind == CODED)
