@@ -1,4 +1,4 @@
-"""Files in the cache directory that make the next start of a model fast. Any may be deleted at any time.
+"""Snapshots: files in the cache directory that make the next start of a model fast. Any may be deleted at any time.
 
     32 bytes    the SHA-256 of the rest
     8 bytes     size of the header, little-endian
@@ -30,12 +30,12 @@ _CHECKSUM, _SIZE = 32, 8  # bytes
 
 
 def snapshot_directory() -> Path:
-    """The directory of all that is kept for fast starts."""
+    """The directory of all snapshots."""
     return platformdirs.user_cache_path("gptcli", appauthor=False) / "prepared"
 
 
 def fast_start_is_off() -> bool:
-    """Whether the user has switched off all files for fast starts. Raises as `switched_off` does."""
+    """Whether the user has switched off all snapshots. Raises as `switched_off` does."""
     return switched_off("GPTCLI_PREPARED")
 
 
@@ -45,13 +45,13 @@ def hash_of(text: str) -> str:
 
 
 def hash_of_model(model: Path) -> str:
-    """The beginning of the names of all files that are kept of a model's directory or GGUF file."""
+    """The beginning of the names of all snapshots of a model's directory or GGUF file."""
     return hash_of(os.path.realpath(model))
 
 
 @dataclass(frozen=True)
 class SnapshotFile:
-    """A file, and the key that it must have now. model: a directory or GGUF file."""
+    """A snapshot, and the key that it must have now. model: a directory or GGUF file."""
 
     model: Path
     path: Path
@@ -59,7 +59,7 @@ class SnapshotFile:
 
     @classmethod
     def of(cls, model: Path, suffix: str, files: Iterable[Path], *versions: str) -> Self | None:
-        """The file with a suffix; None if nothing is kept or one of the model's files is gone."""
+        """The file with a suffix; None if snapshots are switched off or one of the model's files is gone."""
         if fast_start_is_off():
             return None
         try:
@@ -108,7 +108,7 @@ class SnapshotFile:
 
 
 def models_with_snapshots(suffix: str) -> dict[Path, Path]:
-    """The model's directory or GGUF file, by the kept file with a suffix."""
+    """The model's directory or GGUF file, by the snapshot with a suffix."""
     found = {}
     for path in snapshot_directory().glob(f"*{suffix}"):
         with contextlib.suppress(OSError, InputError, ValueError, KeyError), open_own(path) as file:

@@ -44,7 +44,7 @@ def test_a_command_imports_no_other_command() -> None:
 
 
 def test_without_tools_nothing_of_them_is_imported() -> None:
-    calls = ("gptcli.tools.formats", "gptcli.tools.splitter", "gptcli.text.chat_templates.call_style")
+    calls = ("gptcli.tools.formats", "gptcli.tools.splitter", "gptcli.text.chat_templates.tool_call_style")
     code = "import gptcli.cli.commands.chat, gptcli.cli.commands.generate, gptcli.generation.completion"
     assert loaded_by(code, *calls) == set()
 

@@ -33,7 +33,7 @@ class ModelFolder:
     """An opened model directory, or a GGUF file read as one.
 
     generation_config: None if it is missing or no JSON, as in transformers. gguf: the opened file; None if a kept
-    header was read instead. unkept: the slot for `keep`.
+    header was read instead. unwritten: the slot for `keep`.
     """
 
     path: Path
@@ -44,7 +44,7 @@ class ModelFolder:
     reading_notes: list[Note] = field(default_factory=list)
     is_gguf: bool = False
     gguf: GgufModel | None = field(default=None, compare=False)
-    unkept: SnapshotFile | None = field(default=None, compare=False)
+    unwritten: SnapshotFile | None = field(default=None, compare=False)
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -65,10 +65,10 @@ class ModelFolder:
 
     @classmethod
     def _open_gguf(cls, path: Path) -> Self:
-        from gptcli.checkpoint.header_snapshots import header_slot, kept_header  # most models need none of it
+        from gptcli.checkpoint.header_snapshots import header_slot, read_header_snapshot  # most models need none of it
 
         slot = header_slot(path)
-        if slot is not None and (kept := kept_header(slot)) is not None:
+        if slot is not None and (kept := read_header_snapshot(slot)) is not None:
             return cls(path, kept.config, kept.generation_config, kept.tensors, (), kept.notes, is_gguf=True)
         from gptcli.gguf.model import read_model
 
@@ -90,11 +90,13 @@ class ModelFolder:
 
     def keep(self) -> None:
         """Keeps a GGUF file's header, which makes the next start faster."""
-        if self.unkept is not None:
-            from gptcli.checkpoint.header_snapshots import ReadFile, keep_header
+        if self.unwritten is not None:
+            from gptcli.checkpoint.header_snapshots import ReadFile, write_header_snapshot
 
             generation_config = self.generation_config or {}
-            keep_header(self.unkept, ReadFile(self.config, generation_config, self.tensors, self.reading_notes))
+            write_header_snapshot(
+                self.unwritten, ReadFile(self.config, generation_config, self.tensors, self.reading_notes)
+            )
 
     @cached_property
     def notes(self) -> list[Note]:

@@ -1,4 +1,4 @@
-"""Keeps parsed headers of GGUF files, so that the next start need not read their vocabularies."""
+"""Snapshots of the parsed headers of GGUF files, so that the next start need not read their vocabularies."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class ReadFile:
 
 
 def header_slot(file: Path) -> SnapshotFile | None:
-    """The slot of a GGUF file; None if nothing is kept or the file is gone."""
+    """The slot of a GGUF file; None if snapshots are off or the file is gone."""
     return SnapshotFile.of(file, HEADERS, [Path(os.path.realpath(file))])
 
 
-def kept_header(slot: SnapshotFile) -> ReadFile | None:
+def read_header_snapshot(slot: SnapshotFile) -> ReadFile | None:
     """The header in a slot, if it is whole and has the slot's key."""
     found = slot.read()
     if found is None:
@@ -46,7 +46,7 @@ def kept_header(slot: SnapshotFile) -> ReadFile | None:
     return ReadFile(fields["config"], fields["generation"], tensors, notes)
 
 
-def keep_header(slot: SnapshotFile, read: ReadFile) -> None:
+def write_header_snapshot(slot: SnapshotFile, read: ReadFile) -> None:
     """Keeps a file's header; not of a split file, nor of one that was replaced since its slot was made."""
     files = {os.path.realpath(each.file) for each in read.tensors.values()}
     if header_slot(slot.model) != slot or files != {os.path.realpath(slot.model)}:

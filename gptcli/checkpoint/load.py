@@ -1,7 +1,7 @@
 """Fills a decoder from a checkpoint, parameter by parameter. A weight's way from its file into a kernel:
 
-1. `TensorSource.weight` reads its tensors: a dense tensor, or a packed weight of `quant/`.
-2. `evaluate` applies the family's recipe: joins q, k and v, say.
+1. `weights/tensor_source.py` reads its tensors: a dense tensor, or a packed weight of `quant/`.
+2. `weights/evaluate_recipe.py` applies the family's recipe: joins q, k and v, say.
 3. `_form` decides the form that it is multiplied in: dense, packed, or in the layout of torch's int4 kernel.
 4. `_module` wraps the form in a layer, such as `CompiledLinear`; `_Slot.fill` puts that into the decoder.
 5. `kernels/layers.py` hands it to `kernels/tensors.py`; `kernels/c/weights/matrix.c` repacks it, or reads it in place.

@@ -22,8 +22,8 @@ from gptcli.errors import OutputError
 from gptcli.export.ggml_encoding import exact_blocks, float_blocks, rounded_blocks
 from gptcli.export.ggml_rounding import block_columns
 from gptcli.export.gguf_fields import gguf_config
+from gptcli.export.gguf_tensors import Target, architecture_name, targets_of
 from gptcli.export.gguf_tokenizer import tokenizer_fields, tokenizer_notes
-from gptcli.export.targets import Target, architecture_name, targets_of
 from gptcli.files import written_whole
 from gptcli.gguf.blocks import BLOCKS
 from gptcli.gguf.families.registry import ARCHITECTURES

@@ -20,9 +20,9 @@ from gptcli.text.decoding.spelling import spelling_of
 from gptcli.text.decoding.tidied_text import TidyDetokenizer, wants_tidied
 from gptcli.text.fast_start.tokenizer_snapshots import (
     OpenedTokenizer,
-    keep_tokenizer,
     read_tokenizer,
     tokenizer_slot,
+    write_tokenizer,
 )
 from gptcli.text.hf_tokenizers import decoder_name
 from gptcli.text.tokenizer_files.named_tokens import read_settings, with_named_tokens
@@ -61,7 +61,7 @@ class Tokenizer:
         self.settings = settings
         self.notes: list[Note] = []
         self.unread: tuple[str, ...] = ()
-        self._unkept: tuple[SnapshotFile, tuple[Note, ...]] | None = None
+        self._unwritten: tuple[SnapshotFile, tuple[Note, ...]] | None = None
         self._backend = backend
         self.library = backend.library
         self._added = self.library.get_added_tokens_decoder()
@@ -86,7 +86,7 @@ class Tokenizer:
         if kept is None:
             tokenizer = cls._read(path, gguf)
             if slot is not None and not tokenizer._backend.is_sandboxed:
-                tokenizer._unkept = slot, tuple(tokenizer.notes)
+                tokenizer._unwritten = slot, tuple(tokenizer.notes)
             return tokenizer
         library, opened = kept
         tokenizer = cls.__new__(cls)
@@ -96,13 +96,13 @@ class Tokenizer:
 
     def keep(self) -> None:
         """Keeps a snapshot of a tokenizer that `open` parsed, for a faster next start."""
-        if self._unkept is None:
+        if self._unwritten is None:
             return
-        (slot, notes), self._unkept = self._unkept, None
+        (slot, notes), self._unwritten = self._unwritten, None
         if tokenizer_slot(slot.model) == slot:
             size = max(self.library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
             opened = OpenedTokenizer(self.settings, notes, self.unread, self._backend.where, size)
-            keep_tokenizer(slot, self.library, opened)
+            write_tokenizer(slot, self.library, opened)
 
     @classmethod
     def _read(cls, path: Path, gguf: GgufFile | None) -> Self:

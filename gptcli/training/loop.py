@@ -108,8 +108,8 @@ class Training:
             yield self._advance()
             if self.step % every == 0 or self.step == self.steps:
                 yield from self._look()
-            late = time.monotonic() - saved_at >= 60 * self.settings.save_minutes
-            if self._processes.told(late) or (self.settings.save_every and self.step % self.settings.save_every == 0):
+            late = self._processes.broadcast(time.monotonic() - saved_at >= 60 * self.settings.save_minutes)
+            if late or (self.settings.save_every and self.step % self.settings.save_every == 0):
                 yield self._save_once()
                 saved_at = time.monotonic()
         if self.step < self.steps:
@@ -188,7 +188,7 @@ class Training:
         return losses / total
 
     def _save_once(self) -> Saved:
-        if self._processes.told(self.step in self._directory.steps()):
+        if self._processes.broadcast(self.step in self._directory.steps()):
             return Saved(self.step)
         files = dict[str, dict[str, Tensor]]()
         if self._processes.leads or self.settings.fsdp:
@@ -196,7 +196,7 @@ class Training:
             moments = {f"{name}.{key}": share(value) for name, state in states.items() for key, value in state.items()}
             weights = {name: share(each) for name, each in self.parameters.items()}
             files = {self._file(_WEIGHTS): weights, self._file(_OPTIMIZER): moments}
-        generators = self._processes.gathered(bytes(torch.get_rng_state().tolist()).hex())
+        generators = self._processes.gather(bytes(torch.get_rng_state().tolist()).hex())
         self._directory.save(self.step, files, {"step": self.step, "generators": generators}, self._processes)
         return Saved(self.step)
 

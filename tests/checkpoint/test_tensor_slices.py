@@ -45,7 +45,7 @@ def test_a_part_of_a_tensor_is_what_a_slice_of_all_of_it_is(
     folder = cast(ModelFolder, SimpleNamespace(tensors=read_header(file)))
     with pytest.MonkeyPatch.context() as patch, TensorSource(folder) as source:
         patch.setattr(tensor_source, "_PAGE", page)
-        part = source.part("x", axis, chosen)
+        part = source.slice("x", axis, chosen)
         assert part.equal(kept(values, axis, chosen))
         if page == 1:
             assert source.bytes_read == part.numel() * part.element_size()

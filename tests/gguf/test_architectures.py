@@ -98,7 +98,7 @@ def test_a_kept_header_says_what_the_file_says(case: Case, reference: Reference,
     read.keep()
     kept = ModelFolder.open(read.path)
     assert (read.gguf is not None, kept.gguf) == (True, None)
-    assert kept == read == replace(ModelFolder._open_gguf(read.path), unkept=read.unkept)
+    assert kept == read == replace(ModelFolder._open_gguf(read.path), unwritten=read.unwritten)
 
 
 def test_every_architecture_has_a_case() -> None:

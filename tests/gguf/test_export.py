@@ -21,7 +21,7 @@ from gptcli.errors import BrokenTokenizer, OutputError, UnsupportedArchitecture
 from gptcli.export import gguf_file
 from gptcli.export.ggml_rounding import rounded
 from gptcli.export.gguf_file import write_model
-from gptcli.export.targets import WRITTEN_AS
+from gptcli.export.gguf_tensors import WRITTEN_AS
 from gptcli.gguf.blocks import decoded
 from gptcli.language_model import LanguageModel
 from gptcli.model_notes import Note

@@ -91,7 +91,7 @@ def _slice(recipe: Slice, source: TensorSource) -> Tensor | PackedWeight:
     """Cooks parts of the operand's own operands where that gives the same, so that only these are read."""
     axis, ranges = recipe.axis, recipe.ranges
     if isinstance(recipe.operand, Take) and isinstance(source.stored(recipe.operand.name), Dense):
-        return source.part(recipe.operand.name, axis, ranges)
+        return source.slice(recipe.operand.name, axis, ranges)
     if (same := _of_operands(recipe, source)) is not None:
         return evaluate(same, source)
     value = evaluate(recipe.operand, source)

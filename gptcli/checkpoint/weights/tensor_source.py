@@ -73,7 +73,7 @@ class TensorSource:
             data = torch.from_numpy(edited).view(data.dtype)
         return data.view(shape)
 
-    def part(self, name: str, axis: int, ranges: Ranges) -> Tensor:
+    def slice(self, name: str, axis: int, ranges: Ranges) -> Tensor:
         """Ranges of an axis of a dense tensor; other bytes are not read, or not kept. Raises as `read` does.
 
         axis: counted from the last, which is -1.

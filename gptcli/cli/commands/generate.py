@@ -267,8 +267,8 @@ class _Writer:
 def _shown(sink: StdoutSink, markdown: bool, views: SampleDisplay) -> Iterator[Callable[[bytes], object]]:
     """Yields a function that writes text. On a terminal the last line is ended, even after an error."""
     if markdown and sink.is_terminal and not is_dumb_terminal():
-        from gptcli.cli.terminal.background import terminal_background
-        from gptcli.cli.terminal.markdown import MarkdownStream
+        from gptcli.cli.terminal.background_colour import terminal_background
+        from gptcli.cli.terminal.markdown_stream import MarkdownStream
 
         with MarkdownStream(background=terminal_background()) as stream:
             yield lambda data: stream.write(data.decode("utf-8", "replace"))

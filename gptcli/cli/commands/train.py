@@ -195,7 +195,7 @@ def train(
             if leads:
                 stack.enter_context(directory.locked())
                 settings = _kept(directory, asked, typed, resume=run.resume)
-            settings = processes.told(settings)
+            settings = processes.broadcast(settings)
             loaded = None
             if settings is not None:
                 base = _base(directory, settings, model.offline, run.max_input, activity, processes)
@@ -298,5 +298,5 @@ def _base(
             raise InputError(f"cannot go on: {settings.model} has changed since the run in {directory.path} began")
         elif record["ranks"] != processes.ranks:
             raise UsageError(f"a run that goes on keeps its number of processes: it is {record['ranks']}")
-    processes.told(None)
+    processes.broadcast(None)
     return base or directory.initial

@@ -49,11 +49,11 @@ class PictureFiles:
     def write(self, title: str) -> None:
         """Writes the files. Raises OutputError."""
         if self._html is not None:
-            from gptcli.cli.probabilities.html import page
+            from gptcli.cli.probabilities.html_page import page
 
             _write(self._html, page(title, self._passages))
         if self._svg is not None:
-            from gptcli.cli.probabilities.svg import picture
+            from gptcli.cli.probabilities.svg_picture import picture
 
             _write(self._svg, picture(title, self._passages))
 

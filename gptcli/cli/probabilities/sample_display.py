@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gptcli.cli.probabilities.explain_table import ExplainTable
 from gptcli.cli.probabilities.shaded_tokens import EmittedTokens, ShadedToken
-from gptcli.cli.probabilities.terminal import ShadedText
+from gptcli.cli.probabilities.terminal_shades import ShadedText
 from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.text.tokenizer import Tokenizer

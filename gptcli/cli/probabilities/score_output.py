@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 
 from gptcli.cli.probabilities.shaded_tokens import ShadedToken
-from gptcli.cli.probabilities.terminal import ShadedText
+from gptcli.cli.probabilities.terminal_shades import ShadedText
 from gptcli.cli.terminal.columns import packed, terminal_columns
 from gptcli.cli.terminal.stdout import StdoutSink, clean
 from gptcli.cli.terminal.token_flow import spell, visible

@@ -19,8 +19,8 @@ from gptcli.language_model import ChatSession
 from gptcli.tools.thought_tags import CLOSING, OPENING
 
 if TYPE_CHECKING:
-    from gptcli.cli.terminal.background import Rgb
-    from gptcli.cli.terminal.markdown import MarkdownStream
+    from gptcli.cli.terminal.background_colour import Rgb
+    from gptcli.cli.terminal.markdown_stream import MarkdownStream
 
 _DIM, _NOT_DIM = "\x1b[2m", "\x1b[22m"
 SHOW_THINKING = "show_thinking"  # the name of `thoughts` in /set
@@ -60,8 +60,8 @@ class AnswerDisplay:
             self._shaded = SampleDisplay(session.lm.tokenizer, sink, alternatives=0, explain=False)
         self._markdown: MarkdownStream | None = None
         if settings.markdown and not self._shaded and not is_dumb_terminal():
-            from gptcli.cli.terminal.background import terminal_background
-            from gptcli.cli.terminal.markdown import MarkdownStream
+            from gptcli.cli.terminal.background_colour import terminal_background
+            from gptcli.cli.terminal.markdown_stream import MarkdownStream
 
             self._markdown = MarkdownStream(background=(background or terminal_background)())
 

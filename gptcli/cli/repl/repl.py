@@ -15,7 +15,7 @@ from gptcli.cli.repl.background_load import BackgroundLoad
 from gptcli.cli.repl.commands.slash_command import Command, Leave, find
 from gptcli.cli.repl.commands.tab_completion import CommandCompleter
 from gptcli.cli.repl.prompt.line_input import LineInput
-from gptcli.cli.repl.prompt.prompt_background import PromptBackground
+from gptcli.cli.repl.prompt.prompt_background_colour import PromptBackground
 from gptcli.cli.repl.prompt.prompt_history import PromptHistory
 from gptcli.cli.run_options import note_template_with_doubled_bos
 from gptcli.cli.terminal.capabilities import is_dumb_terminal

@@ -23,7 +23,7 @@ from gptcli.tools.definitions import NONE, Definition, checked_choice
 from gptcli.tools.thought_tags import OPENING
 
 if TYPE_CHECKING:
-    from gptcli.text.chat_templates.call_style import CallStyle
+    from gptcli.text.chat_templates.tool_call_style import CallStyle
     from gptcli.text.jinja_template import JinjaTemplate
     from gptcli.tools.formats import ToolUse
 
@@ -117,7 +117,7 @@ class ChatTemplate:
 
     def _call_style(self, tokenizer: Tokenizer) -> CallStyle:
         if self._style is None:
-            from gptcli.text.chat_templates.call_style import call_style  # takes 25 ms, and only tools need it
+            from gptcli.text.chat_templates.tool_call_style import call_style  # takes 25 ms, and only tools need it
 
             def render(messages: Sequence[Mapping[str, Any]], tools: Sequence[Definition] | None) -> str:
                 base = {"add_generation_prompt": True, "documents": None, **tokenizer.named_tokens}

@@ -39,7 +39,7 @@ class OpenedTokenizer:
 
 
 def tokenizer_slot(path: Path) -> SnapshotFile | None:
-    """The slot for the tokenizer of a model's directory or GGUF file; None if nothing is kept or a file is gone."""
+    """The slot for the tokenizer of a model's directory or GGUF file; None if snapshots are off or a file is gone."""
     files = [path / name for name in _FILES] if path.is_dir() else [path]
     return SnapshotFile.of(path, TOKENIZERS, filter(Path.exists, files), tokenizers.__version__)
 
@@ -65,7 +65,7 @@ def read_tokenizer(slot: SnapshotFile) -> tuple[PartialTokenizer, OpenedTokenize
     return PartialTokenizer(header["state"], FlatVocabulary(parts)), opened
 
 
-def keep_tokenizer(slot: SnapshotFile, library: Library, opened: OpenedTokenizer) -> None:
+def write_tokenizer(slot: SnapshotFile, library: Library, opened: OpenedTokenizer) -> None:
     """Writes a snapshot of a trusted tokenizer of a large vocabulary; a failure to write is ignored.
 
     slot: from before the tokenizer was opened.

@@ -33,14 +33,14 @@ class Processes:
         """Whether this process writes and prints."""
         return self.rank == 0
 
-    def told(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Rank 0's value."""
         values = [value]
         if self.ranks > 1:
             dist.broadcast_object_list(values)
         return values[0]
 
-    def gathered(self, value: Any) -> list[Any]:
+    def gather(self, value: Any) -> list[Any]:
         """Each process's value, by rank."""
         values = [value] * self.ranks
         if self.ranks > 1:
@@ -54,7 +54,7 @@ class Processes:
             result = work()
         except GptcliError as failure:
             error = failure
-        for each in self.gathered(error):
+        for each in self.gather(error):
             if each is not None:
                 raise each
         return result

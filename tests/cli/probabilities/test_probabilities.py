@@ -11,10 +11,10 @@ from xml.etree import ElementTree
 import pytest
 
 from gptcli import LanguageModel
-from gptcli.cli.probabilities.html import page
+from gptcli.cli.probabilities.html_page import page
 from gptcli.cli.probabilities.picture_content import Passage
 from gptcli.cli.probabilities.shaded_tokens import STEPS, EmittedTokens, ShadedToken, shaded_groups, step_of
-from gptcli.cli.probabilities.svg import picture
+from gptcli.cli.probabilities.svg_picture import picture
 from gptcli.generation.events import StepLogprobs, TextDelta, TokenLogprob
 from gptcli.settings import RuntimeConfig
 from gptcli.text.decoding.tidied_text import TidyStream

@@ -11,9 +11,9 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from gptcli.cli.terminal import markdown
-from gptcli.cli.terminal.blocks import Blocks
-from gptcli.cli.terminal.markdown import MarkdownStream
+from gptcli.cli.terminal import markdown_stream
+from gptcli.cli.terminal.markdown_blocks import Blocks
+from gptcli.cli.terminal.markdown_stream import MarkdownStream
 from gptcli.cli.terminal.stderr import STOP_HINT
 
 DOCUMENTS = {
@@ -77,8 +77,8 @@ def drawn(document: str, width: int = 40) -> list[str]:
 
 
 def draw_at_every_text(monkeypatch: pytest.MonkeyPatch, frame_s: float = -1) -> None:
-    monkeypatch.setattr(markdown, "_FRAME_S", frame_s)
-    monkeypatch.setattr(markdown, "_REST", 0)
+    monkeypatch.setattr(markdown_stream, "_FRAME_S", frame_s)
+    monkeypatch.setattr(markdown_stream, "_REST", 0)
 
 
 @pytest.mark.parametrize("frame_s", [-1, 1e9], ids=["every frame", "no frame"])

@@ -13,8 +13,8 @@ from rich.style import Style
 from rich.syntax import PygmentsSyntaxTheme, Syntax
 from rich.text import Text
 
-from gptcli.cli.terminal.background import Rgb, readable
-from gptcli.cli.terminal.mathematics import keep_mathematics
+from gptcli.cli.terminal.background_colour import Rgb, readable
+from gptcli.cli.terminal.markdown_mathematics import keep_mathematics
 
 _COLUMNS = 100  # at most: longer lines are hard to read
 _GAP = 2  # columns between those of a table

@@ -8,7 +8,7 @@ from prompt_toolkit.input import Input
 from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.input.vt100 import Vt100Input
 
-from gptcli.cli.terminal.background import (
+from gptcli.cli.terminal.background_colour import (
     BackgroundAnswers,
     Rgb,
     ask_background,

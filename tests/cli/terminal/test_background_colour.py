@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from gptcli.cli.terminal.background import BackgroundAnswers, Rgb, background_of_environment, contrast, readable
+from gptcli.cli.terminal.background_colour import BackgroundAnswers, Rgb, background_of_environment, contrast, readable
 from tests.cli.chat_terminal import Chat, said
 from tests.cli.scripted import Script
 from tests.cli.terminal.pty_terminal import QUESTION, Terminal, show

@@ -15,8 +15,8 @@ from rich.control import Control
 from rich.segment import ControlType, Segment, Segments
 from rich.text import Text
 
-from gptcli.cli.terminal.background import Rgb
-from gptcli.cli.terminal.blocks import Blocks
+from gptcli.cli.terminal.background_colour import Rgb
+from gptcli.cli.terminal.markdown_blocks import Blocks
 from gptcli.cli.terminal.signals import suspending, unsuspended
 from gptcli.cli.terminal.stderr import STOP_HINT
 from gptcli.cli.terminal.stdout import clean
