@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from gptcli.errors import BrokenTokenizer
@@ -195,7 +195,7 @@ def _sentencepiece(file: GgufFile, tokens: Sequence[str], types: Sequence[int], 
         raise file.broken("token scores do not match the tokens")
     by_score = sorted(range(len(tokens)), key=scores.__getitem__, reverse=True)
     ranked = [tokens[id] for id in by_score if types[id] != _CONTROL]
-    components = _pieces(tokens, types, vocabulary, _pairs(ranked))
+    components = _pieces(tokens, types, vocabulary, piece_pairs(ranked))
     if file.get("tokenizer.ggml.add_space_prefix", bool, True):
         components["normalizer"]["normalizers"].insert(0, {"type": "Prepend", "prepend": "▁"})
         components["decoder"]["decoders"].append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
@@ -233,13 +233,13 @@ def _pieces(
     }
 
 
-def _pairs(ranked: Sequence[str]) -> list[tuple[str, str]]:
-    """Every pair of tokens that makes a token, in the tokens' order."""
-    known = frozenset(ranked)
+def piece_pairs(pieces: Collection[str]) -> list[tuple[str, str]]:
+    """Every pair of pieces that makes one of at most 256 characters, in the pieces' order."""
+    known = frozenset(pieces)
     return [
         (left, right)
-        for token in ranked
-        if len(token) <= _LONGEST_PIECE
-        for split in range(1, len(token))
-        if (left := token[:split]) in known and (right := token[split:]) in known
+        for piece in pieces
+        if len(piece) <= _LONGEST_PIECE
+        for split in range(1, len(piece))
+        if (left := piece[:split]) in known and (right := piece[split:]) in known
     ]

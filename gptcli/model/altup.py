@@ -54,15 +54,15 @@ class AltUp(nn.Module):
 
     def predict(self, streams: Tensor) -> Tensor:
         """(streams, B, T, hidden) to the same shape."""
-        shares = self.prediction(self._modalities(streams[self.config.active]))
-        shares = shares.view(*shares.shape[:-1], self.config.streams, -1)  # (B, T, to, from)
-        predicted: Tensor = streams + torch.einsum("btij,jbth->ibth", shares, streams)
+        factors = self.prediction(self._modalities(streams[self.config.active]))
+        factors = factors.view(*factors.shape[:-1], self.config.streams, -1)  # (B, T, to, from)
+        predicted: Tensor = streams + torch.einsum("btij,jbth->ibth", factors, streams)
         return predicted
 
     def correct(self, predicted: Tensor, output: Tensor) -> Tensor:
         """All streams (streams, B, T, hidden), from the predicted ones and the layer's output (B, T, hidden)."""
-        shares = self.correction(self._modalities(output)) + 1
-        corrected: Tensor = predicted + (output - predicted[self.config.active]) * shares.movedim(-1, 0)[..., None]
+        factors = self.correction(self._modalities(output)) + 1
+        corrected: Tensor = predicted + (output - predicted[self.config.active]) * factors.movedim(-1, 0)[..., None]
         return corrected
 
     def _modalities(self, x: Tensor) -> Tensor:

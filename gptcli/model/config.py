@@ -277,7 +277,7 @@ class MoeConfig:
     added_to_sum: float = 0.0  # added to that divisor
     scale: float = 1.0  # of the chosen scores
     jitter: float = 0.0  # of sparsemixer: an expert is near if its relative distance to the best is at most twice this
-    expert_scale: bool = False  # each expert's share is multiplied by a learned number
+    expert_scale: bool = False  # each expert's routing weight is multiplied by a learned number
     scales_input: bool = False  # the scores multiply what experts see, not what they return
     shared: MlpConfig | None = None
     shared_gate: bool = True  # a sigmoid scales the shared expert, if there is one

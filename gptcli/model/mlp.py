@@ -97,7 +97,7 @@ class Mlp(nn.Module):
 
 
 def route(config: MoeConfig, logits: Tensor, correction: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The shares and the indices of each token's experts, both (tokens, top_k). logits: (tokens, experts) in fp32."""
+    """The weights and indices of each token's experts, both (tokens, top_k). logits: (tokens, experts) in fp32."""
     if config.router == "sparsemixer":
         return _sparsemixer(logits, config.jitter)
     scores = logits.sigmoid() if config.router == "sigmoid" else logits.softmax(-1)
@@ -108,22 +108,22 @@ def route(config: MoeConfig, logits: Tensor, correction: Tensor | None) -> tuple
         out = torch.ones_like(grouped[..., 0], dtype=torch.bool).scatter(1, best, False)
         ranked = grouped.masked_fill(out[..., None], float("-inf")).flatten(1)
     _, chosen = ranked.topk(config.top_k)
-    shares = scores.gather(1, chosen)
+    weights = scores.gather(1, chosen)
     if config.renormalize:
-        shares = shares / (shares.sum(-1, keepdim=True).clamp(min=config.least_sum) + config.added_to_sum)
-    return shares * config.scale, chosen
+        weights = weights / (weights.sum(-1, keepdim=True).clamp(min=config.least_sum) + config.added_to_sum)
+    return weights * config.scale, chosen
 
 
 def _sparsemixer(logits: Tensor, jitter: float) -> tuple[Tensor, Tensor]:
-    """`route` for two experts: each share is a softmax over the experts near it, without those chosen before."""
-    left, shares, chosen = logits, [], []
+    """`route` for two experts: each weight is a softmax over the experts near it, without those chosen before."""
+    left, weights, chosen = logits, [], []
     for _ in range(2):
         best, index = left.max(-1, keepdim=True)
         far = (best - logits) / torch.maximum(logits.abs(), best) > 2 * jitter
-        shares.append(left.masked_fill(far, float("-inf")).softmax(-1).gather(1, index))
+        weights.append(left.masked_fill(far, float("-inf")).softmax(-1).gather(1, index))
         chosen.append(index)
         left = left.scatter(1, index, float("-inf"))
-    return torch.cat(shares, -1), torch.cat(chosen, -1)
+    return torch.cat(weights, -1), torch.cat(chosen, -1)
 
 
 class Moe(nn.Module):
@@ -148,11 +148,11 @@ class Moe(nn.Module):
         flat = x.reshape(-1, x.shape[-1])  # (tokens, hidden)
         routed = flat if routed is None else routed.reshape(flat.shape)
         logits = self.router(routed.float() if self.config.wide_router else routed).float()
-        shares, chosen = route(self.config, logits, self.correction)
+        weights, chosen = route(self.config, logits, self.correction)
         if self.expert_scale is not None:
-            shares = shares * self.expert_scale[chosen]
+            weights = weights * self.expert_scale[chosen]
         run = self._side_by_side if _few_on_a_gpu(flat) else self._one_by_one
-        out = run(flat if self.latent_in is None else self.latent_in(flat), shares.to(x.dtype), chosen)
+        out = run(flat if self.latent_in is None else self.latent_in(flat), weights.to(x.dtype), chosen)
         if self.latent_out is not None:
             out = self.latent_out(out)
         if self.shared is not None:
@@ -160,30 +160,30 @@ class Moe(nn.Module):
             out = out + (shared if self.shared_gate is None else shared * torch.sigmoid(self.shared_gate(flat)))
         return out.view_as(x)
 
-    def _one_by_one(self, x: Tensor, shares: Tensor, chosen: Tensor) -> Tensor:
-        """Runs each chosen expert on its tokens. x: (tokens, hidden); shares and chosen: (tokens, top_k)."""
+    def _one_by_one(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """Runs each chosen expert on its tokens. x: (tokens, hidden); weights and chosen: (tokens, top_k)."""
         out = torch.zeros_like(x)
         for expert in torch.unique(chosen).tolist():
             token, choice = (chosen == expert).nonzero(as_tuple=True)
-            out.index_add_(0, token, self._weighted(partial(self._one, expert), x[token], shares[token, choice, None]))
+            out.index_add_(0, token, self._weighted(partial(self._one, expert), x[token], weights[token, choice, None]))
         return out
 
-    def _side_by_side(self, x: Tensor, shares: Tensor, chosen: Tensor) -> Tensor:
+    def _side_by_side(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """The same without reading back which experts were chosen, which would wait for the GPU and change shapes.
 
         Copies the weights of each token's experts or, if that costs more, runs all experts.
         """
         tokens, top_k = chosen.shape
         if _COPYING * chosen.numel() > self.config.experts:
-            all_shares = shares.new_zeros(tokens, self.config.experts).scatter(1, chosen, shares).t()[..., None]
+            all_weights = weights.new_zeros(tokens, self.config.experts).scatter(1, chosen, weights).t()[..., None]
             every = x.expand(self.config.experts, -1, -1)  # (experts, tokens, hidden)
-            return self._weighted(partial(self._several, None), every, all_shares).sum(0)
+            return self._weighted(partial(self._several, None), every, all_weights).sum(0)
         each = x.repeat_interleave(top_k, 0)[:, None]  # (tokens * top_k, 1, hidden)
-        out = self._weighted(partial(self._several, chosen.flatten()), each, shares.view(-1, 1, 1))
+        out = self._weighted(partial(self._several, chosen.flatten()), each, weights.view(-1, 1, 1))
         return out.view(tokens, top_k, -1).sum(1)
 
-    def _weighted(self, run: Callable[[Tensor], Tensor], x: Tensor, shares: Tensor) -> Tensor:
-        return run(x * shares) if self.config.scales_input else run(x) * shares
+    def _weighted(self, run: Callable[[Tensor], Tensor], x: Tensor, weights: Tensor) -> Tensor:
+        return run(x * weights) if self.config.scales_input else run(x) * weights
 
     def _one(self, expert: int, x: Tensor) -> Tensor:
         out: Tensor = self.down(expert, activate(self.config.expert, self.up(expert, x)))

@@ -16,7 +16,7 @@ from gptcli.training.corpus import Corpus
 from gptcli.training.events import Evaluated, Sampled, Saved, Step, TrainingEvent
 from gptcli.training.loss import add_gradients, loss_of
 from gptcli.training.parallel.data_parallel import Processes
-from gptcli.training.parallel.sharding import share, whole
+from gptcli.training.parallel.sharding import own_shard, whole
 from gptcli.training.settings import TrainSettings
 
 _EVALUATIONS = 10  # in a run, unless the settings say otherwise
@@ -80,7 +80,7 @@ class Training:
         weights, moments = read(self._file(_WEIGHTS)), read(self._file(_OPTIMIZER))
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                share(parameter).copy_(weights[name])
+                own_shard(parameter).copy_(weights[name])
                 if f"{name}.step" not in moments:  # it never had a gradient
                     continue
                 kept = {key: moments[f"{name}.{key}"] for key in _MOMENTS}
@@ -89,7 +89,7 @@ class Training:
                     for key, value in kept.items()
                 }
                 for key, value in kept.items():
-                    share(named[key]).copy_(value)
+                    own_shard(named[key]).copy_(value)
                 self._optimizer.state[parameter] = named
         generator = bytes.fromhex(state["generators"][self._processes.rank])
         torch.set_rng_state(torch.tensor(list(generator), dtype=torch.uint8))
@@ -151,7 +151,7 @@ class Training:
         """This process's batches of a step's sequences."""
         own, rows = self._processes.part(chosen), self.settings.rows
         batches = [self._train.batch(own[start : start + rows]) for start in range(0, len(own), rows)]
-        if self.settings.fsdp:  # all run equally many: each needs the others' shares of the weights
+        if self.settings.fsdp:  # all run equally many: each needs the others' shards of the weights
             tokens, learned = self._train.batch(chosen[:1])
             most = len(self._processes.part(chosen, 0))
             batches += [(tokens, torch.zeros_like(learned))] * (math.ceil(most / rows) - len(batches))
@@ -167,7 +167,7 @@ class Training:
         return self._order[1][index * size : (index + 1) * size]
 
     def _look(self) -> Iterator[TrainingEvent]:
-        """The held-out loss, and samples; by the first process alone, unless it needs the others' shares."""
+        """The held-out loss, and samples; by the first process alone, unless it needs the others' shards."""
         if not (self._processes.leads or self.settings.fsdp):
             return
         if len(self._held_out):
@@ -193,8 +193,8 @@ class Training:
         files = dict[str, dict[str, Tensor]]()
         if self._processes.leads or self.settings.fsdp:
             states = {name: self._optimizer.state.get(each, {}) for name, each in self.parameters.items()}
-            moments = {f"{name}.{key}": share(value) for name, state in states.items() for key, value in state.items()}
-            weights = {name: share(each) for name, each in self.parameters.items()}
+            moments = {f"{name}.{key}": own_shard(each) for name, kept in states.items() for key, each in kept.items()}
+            weights = {name: own_shard(each) for name, each in self.parameters.items()}
             files = {self._file(_WEIGHTS): weights, self._file(_OPTIMIZER): moments}
         generators = self._processes.gather(bytes(torch.get_rng_state().tolist()).hex())
         self._directory.save(self.step, files, {"step": self.step, "generators": generators}, self._processes)

@@ -44,7 +44,7 @@ from gptcli.training.loop import Training
 from gptcli.training.lora import Lora
 from gptcli.training.new_model import train_tokenizer, write_new_model
 from gptcli.training.parallel.data_parallel import Processes
-from gptcli.training.parallel.sharding import reshard, shard, whole
+from gptcli.training.parallel.sharding import reshard, shard_decoder, whole
 from gptcli.training.settings import TrainSettings
 
 _SAMPLE_TOKENS = 48
@@ -183,7 +183,7 @@ class Run:
             for block in self.decoder.blocks:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         if settings.fsdp:
-            shard(self.decoder, self.device)
+            shard_decoder(self.decoder, self.device)
             parameters = self.lora.parameters if self.lora else self._now(parameters)
         self.decoder.to(self.device).train()
         plan = replace(plan, device=self.device)

@@ -14,7 +14,7 @@ _POLL_S = 0.05  # between checks whether the wait was stopped
 class BackgroundLoad:
     """A model being loaded. Nothing else may use its engine before `wait` has returned true.
 
-    failure: the error that ended loading. The thread calls `changed` when `share` has changed, and `failed` with the
+    failure: the error that ended loading. The thread calls `changed` when `loaded` has changed, and `failed` with the
     failure.
     """
 
@@ -29,7 +29,7 @@ class BackgroundLoad:
         self._thread.start()
 
     @property
-    def share(self) -> float | None:
+    def loaded(self) -> float | None:
         """The share of the weights that is loaded, from 0 to 1; None once loading has ended."""
         if self._ended.is_set():
             return None

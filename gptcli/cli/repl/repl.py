@@ -294,10 +294,10 @@ class Repl:
     def _toolbar(self, width: int) -> str:
         """Model, context and speed, as far as they fit."""
         lm = self.session.lm
-        share = self._loading.share
+        loaded = self._loading.loaded
         speeds = [finished.usage.decode_tokens_per_s for finished in self.session.finished]
         latest = next((f"{speed:.0f} tok/s" for speed in reversed(speeds) if speed), "")
-        speed = latest if share is None else f"loading {share:.0%}"
+        speed = latest if loaded is None else f"loading {loaded:.0%}"
         context = f"{self._used}/{lm.ctx_size}"
         filled = min(_METER, -(-_METER * self._used // lm.ctx_size))
         meter = "█" * filled + "░" * (_METER - filled)

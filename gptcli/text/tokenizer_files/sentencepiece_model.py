@@ -16,6 +16,7 @@ from typing import Any
 from gptcli.errors import BrokenTokenizer
 from gptcli.files import read_within
 from gptcli.gguf.pre_tokenizers import split_by
+from gptcli.gguf.tokenizer import piece_pairs
 from gptcli.text.tokenizer_files.tokenizer_classes import (
     built,
     class_without_tokenizer_json,
@@ -148,23 +149,15 @@ def _replace(regex: str, content: str) -> _Json:
 def _merges_by_id(model: _Model) -> list[tuple[str, str]]:
     """The pairs that merge to a piece, in the order of the pieces' ids."""
     ids = model.vocabulary
-    ranked = [(ids[left + right], len(left), len(right), left, right) for left, right in _pairs(ids)]
+    ranked = [(ids[left + right], len(left), len(right), left, right) for left, right in piece_pairs(ids)]
     return [(left, right) for *_, left, right in sorted(ranked)]
 
 
 def _merges_by_score(model: _Model) -> list[tuple[str, str]]:
     """The pairs that merge to a piece, as SentencePiece ranks them: normal pieces only."""
     ranks = {piece: (-score, id) for id, (piece, score, kind) in enumerate(model.pieces) if kind == _NORMAL}
-    ranked = [(*ranks[left + right], left, right) for left, right in _pairs(ranks)]
+    ranked = [(*ranks[left + right], left, right) for left, right in piece_pairs(ranks)]
     return [(left, right) for *_, left, right in sorted(ranked)]
-
-
-def _pairs(pieces: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    for piece in pieces:
-        for split in range(1, len(piece)):
-            left, right = piece[:split], piece[split:]
-            if left in pieces and right in pieces:
-                yield left, right
 
 
 def _check(model: _Model, file: Path) -> None:

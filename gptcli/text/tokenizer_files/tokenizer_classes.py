@@ -14,7 +14,7 @@ from typing import Any
 
 from gptcli.errors import BrokenCheckpoint, BrokenTokenizer
 from gptcli.files import is_there, parse_json, read_json
-from gptcli.gguf.pre_tokenizers import split_by
+from gptcli.gguf.pre_tokenizers import SPLITTERS, split_by
 from gptcli.text.tokenizer_files.named_tokens import Vocabulary, named_tokens
 
 _Json = dict[str, Any]
@@ -56,14 +56,6 @@ _OTHER_CLASSES = frozenset(
     """.split()
 )
 
-_QWEN2_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN3_5_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}|"
-    r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _BYTE_LEVEL: _Json = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 _NFC: _Json = {"type": "NFC"}
 _BPE_DEFAULTS = {"unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": ""} | dict.fromkeys(
@@ -168,8 +160,8 @@ _CLASSES = {
     "GPTNeoXTokenizer": _Class(
         _END | {"pad_token": "<|padding|>"}, partial(_byte_level, normalizer=_NFC), own_ends=True
     ),
-    "Qwen2Tokenizer": _Class(_QWEN_END, partial(_byte_level, normalizer=_NFC, before=split_by(_QWEN2_WORDS))),
-    "Qwen3_5Tokenizer": _Class(_QWEN_END, partial(_byte_level, normalizer=_NFC, before=split_by(_QWEN3_5_WORDS))),
+    "Qwen2Tokenizer": _Class(_QWEN_END, partial(_byte_level, normalizer=_NFC, before=split_by(*SPLITTERS["qwen2"]))),
+    "Qwen3_5Tokenizer": _Class(_QWEN_END, partial(_byte_level, normalizer=_NFC, before=split_by(*SPLITTERS["qwen35"]))),
     "CohereTokenizer": _Class(_COHERE, partial(_byte_level, normalizer=_NFC, before=_DIGITS), file=""),
     "OpenAIGPTTokenizer": _Class({"unk_token": "<unk>"}, _openai_gpt),
     "LlamaTokenizer": _Class(_LLAMA, _llama, "tokenizer.model"),

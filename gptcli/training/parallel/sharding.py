@@ -1,4 +1,4 @@
-"""Fully sharded training (Rajbhandari et al., 2020): each process has a share of every weight, gradient and moment.
+"""Fully sharded training (Rajbhandari et al., 2020): each process has a shard of every weight, gradient and moment.
 
 A process has a block's whole weights only while it runs the block.
 """
@@ -18,7 +18,7 @@ from gptcli.errors import UsageError
 from gptcli.model.decoder import Decoder
 
 
-def shard(decoder: Decoder, device: torch.device) -> None:
+def shard_decoder(decoder: Decoder, device: torch.device) -> None:
     """Shares out a decoder's parameters among all processes, on their devices. Raises UsageError if it cannot."""
     uses = Counter(parameter for block in decoder.blocks for parameter in set(block.parameters()))
     if any(count > 1 for count in uses.values()):
@@ -33,7 +33,7 @@ def shard(decoder: Decoder, device: torch.device) -> None:
 
 
 def reshard(decoder: nn.Module) -> None:
-    """Leaves each process only its shares; does nothing if the decoder is not sharded."""
+    """Leaves each process only its shards; does nothing if the decoder is not sharded."""
     for module in decoder.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -44,6 +44,6 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def share(tensor: Tensor) -> Tensor:
-    """This process's share of a tensor, in the same memory."""
+def own_shard(tensor: Tensor) -> Tensor:
+    """This process's shard of a tensor, in the same memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
