@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 import gptcli
 from gptcli.errors import BrokenCheckpoint
-from gptcli.files import RECORD, may_link_out
+from gptcli.files import MANIFEST, may_link_out
 from gptcli.models.catalog import fingerprint
 from gptcli.models.install import changed_files
 from tests.cli.conftest import Cli
@@ -149,7 +149,7 @@ def test_a_weight_map_names_files_beside_it_or_is_refused(refuses: Refuses, mode
 
 
 FOREIGN: dict[str, Callable[[Path], object]] = {
-    "fetched by gptcli": lambda model: (model / RECORD).write_text("{}"),
+    "fetched by gptcli": lambda model: (model / MANIFEST).write_text("{}"),
     "cloned": lambda model: (model / ".git").mkdir(),
     "writable by all": lambda model: model.chmod(0o777),
     "a link of another user": lambda model: os.chown(model / "model.safetensors", 4321, 0, follow_symlinks=False),
@@ -220,7 +220,7 @@ def test_a_record_of_a_model_leads_no_link_out_of_it(model: Path, tmp_path: Path
     (tmp_path / "secret").write_text("secret")
     (model / "secret").symlink_to(tmp_path / "secret")
     record = {"sha256": {"secret": "0" * 64}}
-    (model / RECORD).write_text(json.dumps(record))
+    (model / MANIFEST).write_text(json.dumps(record))
     with pytest.raises(BrokenCheckpoint, match="a link out of the model's directory"):
         changed_files(model, record)
 
