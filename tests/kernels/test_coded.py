@@ -143,7 +143,7 @@ def test_a_matrix_is_restored_from_its_record_and_a_copy_of_its_weights(kernels:
     matrix = coded(kernels, weights)
     copy = Memory(matrix.size)
     ctypes.memmove(copy.address, matrix.address, matrix.size)
-    record, wanted = kernels.record(matrix), kernels.linear(matrix, x)
+    record, wanted = kernels.struct_bytes(matrix), kernels.linear(matrix, x)
     del matrix
     restored = kernels.restored(record, copy.address, 100, 640, copy)
     assert kernels.linear(restored, x).equal(wanted)
@@ -157,7 +157,7 @@ def test_damage_in_a_copy_of_the_weights_changes_numbers_and_nothing_else(kernel
     matrix = coded(kernels, weights)
     copy = Memory(matrix.size)
     ctypes.memset(copy.address, 255, matrix.size)
-    restored = kernels.restored(kernels.record(matrix), copy.address, 100, 640, copy)
+    restored = kernels.restored(kernels.struct_bytes(matrix), copy.address, 100, 640, copy)
     assert kernels.linear(restored, torch.randn(tokens, 640)).shape == (tokens, 100)
     assert not kernels.row(restored, 99).equal(weights[99].float())
     ctypes.memset(copy.address, 0, matrix.size)
