@@ -23,8 +23,9 @@ from random_model import Shape, write_model
 
 import gptcli
 from gptcli.kernels.tensors import library
-from gptcli.runtime.bench import Bandwidth, weight_bytes
+from gptcli.runtime.bench import Bandwidth
 from gptcli.runtime.torch_engine import TorchEngine
+from gptcli.runtime.weight_bytes import weight_bytes
 
 SHAPES = (
     Shape(layers=8, hidden=384, mlp=1024, heads=6, kv_heads=2),

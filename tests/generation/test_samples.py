@@ -32,7 +32,7 @@ def lm(request: pytest.FixtureRequest, tiny_model: Path) -> LanguageModel:
         patch.setattr(device, "kernels", lambda: kernels)
         lm = gptcli.load(tiny_model, device="cpu", dtype="fp32", ctx_size=64)
         if request.param == "recorded":
-            lm.torch_engine()._recorded = RecordedSteps(lm.torch_engine().decoder, record)
+            lm.full_engine()._recorded = RecordedSteps(lm.full_engine().decoder, record)
         return lm
 
 
@@ -98,7 +98,7 @@ def test_more_than_fit_into_a_step_take_turns_and_run_the_prompt_once(
 ) -> None:
     monkeypatch.setattr(engine, "MOST_ROWS", 3)
     prefilled, steps = list[int](), steps_of(lm, monkeypatch)
-    if lm.engine.records_rows:
+    if lm.engine.new_rows() is not None:
         run = lm.engine.prefill
         monkeypatch.setattr(lm.engine, "prefill", lambda ids, *rest: prefilled.append(len(ids)) or run(ids, *rest))
     else:
