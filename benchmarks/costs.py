@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from random_model import Shape, write_model
 
 import gptcli
@@ -42,7 +41,7 @@ COLORS = {"bf16": "#8250df", "int8": "#0969da", "int4": "#1a7f37"}
 def measure() -> dict[str, Any]:
     """Measures the points of both halves of the picture."""
     points: list[dict[str, Any]] = []
-    memory = Bandwidth(torch.device("cpu"), library())
+    memory = Bandwidth("cpu", library())
     with tempfile.TemporaryDirectory() as directory:
         for number, shape in enumerate(SHAPES):
             path = Path(directory) / str(number)
