@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import accumulate, compress
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -22,7 +21,6 @@ from gptcli.runtime.engine import (
     never_cancelled,
     no_progress,
 )
-from gptcli.runtime.memory_errors import memory_errors
 from gptcli.runtime.program import CHUNK, MANY_LOGITS, chunks
 
 
@@ -89,12 +87,6 @@ class ChunkedEngine(ABC, Generic[_Rows]):
         """The error of a text of `length` tokens."""
         return NonFiniteLogits(length, self.dtype_name)
 
-    @contextmanager
-    def _running(self, length: int) -> Iterator[None]:
-        """Takes this engine's turn. length: of the longest text, which an error for lack of memory tells."""
-        with memory_errors(self.device_name, f"running token {length}"), self._step:
-            yield
-
     def _run(self, text: Extension, cancelled: Cancelled = never_cancelled) -> _Rows:
         """`_run_texts` for one text. Raises NonFiniteLogits, too."""
         logits = self._run_texts([text], cancelled)
@@ -137,7 +129,7 @@ class ChunkedEngine(ABC, Generic[_Rows]):
         *earlier, last = chunks(text.tokens)
         for chunk in earlier:
             self._run(Extension(text.cache, chunk))
-        return list(self._run(text._replace(tokens=last)))
+        return list(self._run(Extension(text.cache, last, text.wanted)))
 
     def most_ahead(self, cache: Cache) -> int:
         """See `Engine.most_ahead`: a text that crosses a RoPE border cannot go back, nor can a state."""
@@ -149,7 +141,7 @@ class ChunkedEngine(ABC, Generic[_Rows]):
     def extend(self, texts: Sequence[Extension]) -> list[Extended]:
         """See `Engine.extend`. A text that crosses a RoPE border runs by itself."""
         whole = self._all_rotated_alike(texts)
-        shares = [len(texts) > 1 and own.tokens is text.tokens for own, text in zip(whole, texts, strict=True)]
+        shares = [len(texts) > 1 and own is text for own, text in zip(whole, texts, strict=True)]
         shared = iter(self._run_together(list(compress(whole, shares))))
         return [next(shared) if sharing else self._run_alone(own) for own, sharing in zip(whole, shares, strict=True)]
 
@@ -227,13 +219,15 @@ class ChunkedEngine(ABC, Generic[_Rows]):
         return tokens
 
     def _all_rotated_alike(self, texts: Sequence[Extension]) -> list[Extension]:
-        return [text._replace(tokens=self._rotated_alike(text.tokens, text.cache)) for text in texts]
+        runs = [self._rotated_alike(text.tokens, text.cache) for text in texts]
+        pairs = zip(texts, runs, strict=True)
+        return [text if text.tokens is own else text._replace(tokens=own) for text, own in pairs]
 
     def _crosses_border(self, tokens: int, cache: Cache) -> bool:
         """Whether this many more tokens cross a RoPE border, past which the cached keys are wrong."""
-        before, cache.span = cache.span, cache.length + tokens
-        crossed = any((before > border) != (cache.span > border) for border in self._rope_borders)
-        return crossed and cache.length > 0
+        before, length = cache.span, cache.length
+        cache.span = after = length + tokens
+        return length > 0 and any((before > border) != (after > border) for border in self._rope_borders)
 
 
 def longest(texts: Sequence[Extension]) -> int:

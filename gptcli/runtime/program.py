@@ -173,9 +173,8 @@ class Program:
         positions = (c_int64 * len(texts))(*(cache.length for cache in caches))
         ropes, windows = len(rotations[0]), len(self.layouts)
         tables = (Rotation * max(1, len(texts) * ropes))(*chain(*rotations))
-        rows = (Row * (len(texts) * windows))(
-            *chain(*map(ProgramCache.rows, caches, map(len, (text.tokens for text in texts))))
-        )
+        own = (cache.rows(len(text.tokens)) for cache, text in zip(caches, texts, strict=True))
+        rows = (Row * (len(texts) * windows))(*chain.from_iterable(own))
         states = (State * len(texts))(*(cache.state() for cache in caches))
         asked = (c_int64 * len(wanted))(*wanted)
         addresses = [ctypes.addressof(array) for array in (ids, begins, positions, tables, rows, states, asked)]

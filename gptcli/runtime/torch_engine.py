@@ -141,7 +141,7 @@ class TorchEngine(ChunkedEngine[Tensor]):
         self, texts: Sequence[Extension], targets: Sequence[int], vocabulary: int
     ) -> list[float] | None:
         assert self._program is not None
-        with self._running(longest(texts)):
+        with memory_errors(self.device_name, f"running token {longest(texts)}"), self._step:
             return self._program.score(texts, targets, vocabulary)
 
     def _scores(self, logits: Tensor, targets: Sequence[int], vocabulary: int, top: int) -> list[TokenScore]:
@@ -174,7 +174,7 @@ class TorchEngine(ChunkedEngine[Tensor]):
         cache.span = len(tokens)
         total: Tensor | float = 0.0
         for chunk in chunks(tokens):
-            with self._running(cache.length + len(chunk)):
+            with memory_errors(self.device_name, f"running token {cache.length + len(chunk)}"), self._step:
                 hidden = self.decoder(torch.tensor([chunk], device=self.plan.device), cache)
                 total = total + self.decoder.final_norm(hidden)[0].float().sum(0)
                 cache.advance(chunk)
@@ -202,7 +202,7 @@ class TorchEngine(ChunkedEngine[Tensor]):
         return other
 
     def _run_texts(self, texts: Sequence[Extension], cancelled: Cancelled = never_cancelled) -> Tensor:
-        with self._running(longest(texts)):
+        with memory_errors(self.device_name, f"running token {longest(texts)}"), self._step:
             # No torch modes around a program: they are as slow as a layer.
             return self._run_side_by_side(texts) if self._program is None else self._program.run(texts, cancelled)
 
@@ -226,7 +226,7 @@ class TorchEngine(ChunkedEngine[Tensor]):
     def _run_rows(self, rows: Sequence[Sequence[int]], cache: KVCache, wanted: int = 1) -> Tensor:
         """Appends tokens, equally many to each row; the logits of each row's last ones, (rows * wanted, vocab)."""
         length = cache.length + len(rows[0])
-        with self._running(length):
+        with memory_errors(self.device_name, f"running token {length}"), self._step:
             if self._recorded is not None and len(rows[0]) == 1:
                 logits, all_of_them = self._recorded.run([token for [token] in rows], cache)
                 finite = bool(all_of_them)  # the next recorded step overwrites it

@@ -118,13 +118,13 @@ class SnapshotEngine(ChunkedEngine[list[SnapshotLogits]]):
         self, texts: Sequence[Extension], targets: Sequence[int], vocabulary: int
     ) -> list[float] | None:
         scored = Scored(targets, vocabulary)
-        with self._running(longest(texts)):
+        with memory_errors(self.device_name, f"running token {longest(texts)}"), self._step:
             self._run_program(texts, 0, scored=scored)
         return scored.logprobs
 
     def _run_texts(self, texts: Sequence[Extension], cancelled: Cancelled = never_cancelled) -> list[SnapshotLogits]:
         row, wanted = 4 * self._snapshot.vocab_size, sum(text.wanted for text in texts)
-        with self._running(longest(texts)):
+        with memory_errors(self.device_name, f"running token {longest(texts)}"), self._step:
             logits = Memory(wanted * row, huge_pages=wanted >= MANY_LOGITS)
             self._run_program(texts, logits.address, cancelled)
         return [SnapshotLogits(logits, index * row) for index in range(wanted)]
