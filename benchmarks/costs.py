@@ -18,13 +18,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from random_model import Shape, write_model
 
 import gptcli
 from gptcli.kernels.tensors import library
-from gptcli.runtime.bench import Bandwidth, weight_bytes
+from gptcli.runtime.bench import Bandwidth
 from gptcli.runtime.torch_engine import TorchEngine
+from gptcli.runtime.weight_bytes import weight_bytes
 
 SHAPES = (
     Shape(layers=8, hidden=384, mlp=1024, heads=6, kv_heads=2),
@@ -41,7 +41,7 @@ COLORS = {"bf16": "#8250df", "int8": "#0969da", "int4": "#1a7f37"}
 def measure() -> dict[str, Any]:
     """Measures the points of both halves of the picture."""
     points: list[dict[str, Any]] = []
-    memory = Bandwidth(torch.device("cpu"), library())
+    memory = Bandwidth("cpu", library())
     with tempfile.TemporaryDirectory() as directory:
         for number, shape in enumerate(SHAPES):
             path = Path(directory) / str(number)

@@ -21,7 +21,7 @@ def main() -> None:
     context = parser.parse_args().context
     texts = {}
     for kind in ("fp32", "fp16", "int8"):
-        engine = gptcli.load(kv=kind).torch_engine()
+        engine = gptcli.load(kv=kind).full_engine()
         cache = engine.new_cache()
         engine.prefill([(7 * position + 3) % 40_000 for position in range(context)], cache)
         texts[kind] = engine, cache

@@ -41,7 +41,7 @@ def generate(lm: LanguageModel, prompts: Sequence[str]) -> None:
 
 def seconds(lm: LanguageModel, work: Callable[[], object]) -> float:
     """What some work takes."""
-    clock = time.process_time if lm.torch_engine().threads == 1 else time.perf_counter
+    clock = time.process_time if lm.full_engine().threads == 1 else time.perf_counter
     started = clock()
     work()
     return clock() - started
@@ -60,9 +60,7 @@ def main() -> None:
     lm = gptcli.load(
         options.model, device="cpu", quantize=options.quantize, dtype=options.dtype, threads=options.threads
     )
-    print(
-        f"{lm.name}, {lm.torch_engine().kernels}, {lm.torch_engine().threads} threads, --quantize {options.quantize}\n"
-    )
+    print(f"{lm.name}, {lm.full_engine().kernels}, {lm.full_engine().threads} threads, --quantize {options.quantize}\n")
     print("| prompts | tok/s | beside one |\n|---|---|---|")
     counts = (1, 2, 4, 8, 16, 32)
 

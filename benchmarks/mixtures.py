@@ -19,7 +19,7 @@ from pathlib import Path
 from random_model import Shape, write_model
 
 import gptcli
-from gptcli.runtime.bench import weight_bytes
+from gptcli.runtime.weight_bytes import weight_bytes
 
 DECODE_TOKENS = 32
 WEIGHTS = {"bf16": "auto", "int8": "int8", "int4": "int4", "mxfp4": "auto"}

@@ -32,7 +32,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def stepwise(lm: LanguageModel, texts: list[list[int]]) -> list[Tensor]:
     """Logits at every position of texts of equal length, one token of each in a step."""
-    engine = lm.torch_engine()
+    engine = lm.full_engine()
     caches = [engine.new_cache() for _ in texts]
     logits: list[list[Any]] = [[] for _ in texts]
     for tokens in zip(*texts, strict=True):

@@ -23,6 +23,7 @@ from gptcli.opened_model import OpenedModel, context_size
 from gptcli.runtime.engine import (
     Cancelled,
     Engine,
+    FullEngine,
     Progress,
     PromptCache,
     RunKeywords,
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
     from gptcli.generation.speculation import Drafter
     from gptcli.generation.together.complete_all import Ready
     from gptcli.generation.together.job import Job
-    from gptcli.runtime.torch_engine import TorchEngine
     from gptcli.tools.formats import ToolUse
 
 DRAFTED_TOKENS = 4  # at most in a step by a draft model, unless --speculate says otherwise
@@ -72,7 +72,7 @@ class LanguageModel(OpenedModel):
         store = store_settings(name)
         ctx_size = context_size(folder, runtime, store)
         # Before the tokenizer is opened: a snapshot is read meanwhile.
-        self._loader = Loader(folder, runtime, ctx_size, None if runtime.draft_model else workload)
+        self._loader = Loader(folder, runtime, ctx_size, workload)
         super().__init__(name, folder, runtime, store, ctx_size)
         self._workload = workload
         self._draft_model: LanguageModel | None = None
@@ -102,7 +102,9 @@ class LanguageModel(OpenedModel):
         folder = ModelFolder.open(path)
         lm = cls(name, folder, runtime, workload=workload)
         if runtime.draft_model:
-            lm.draft_with(cls.open(runtime.draft_model, runtime.for_draft_model(), offline=offline, on_fetch=on_fetch))
+            own, drafts = runtime.for_draft_model(), None if workload is None else Workload()
+            draft_model = cls.open(runtime.draft_model, own, offline=offline, on_fetch=on_fetch, workload=drafts)
+            lm.draft_with(draft_model)
         return lm
 
     def __enter__(self) -> Self:
@@ -118,6 +120,8 @@ class LanguageModel(OpenedModel):
         self.tokenizer.keep()
         if self._workload is not None:
             self._loader.keep_snapshot()
+        if self._draft_model is not None:
+            self._draft_model.close()
 
     def load(self, on_progress: Progress = no_progress, workload: Workload | None = None) -> Engine:
         """Loads an engine for the workload, by default the announced one, and the draft model.
@@ -144,13 +148,13 @@ class LanguageModel(OpenedModel):
         """Notes on why the engine or its start is slower here than it could be, or rounds more than was asked for."""
         return [*self._loader.failures, *self.engine.failures]
 
-    def torch_engine(self) -> TorchEngine:
-        """The engine that serves every workload and whose logits are tensors; loaded if it is not yet."""
-        return self._loader.load_with_torch()
+    def full_engine(self) -> FullEngine:
+        """The engine that serves every workload; loaded if it is not yet."""
+        return self._loader.load_full()
 
     def _engine_for(self, workload: Workload) -> Engine:
         """What is loaded if it serves the workload, else the engine that serves every one."""
-        return self.engine if self.engine.serves(workload) else self.torch_engine()
+        return self.engine if self.engine.serves(workload) else self.full_engine()
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -341,13 +345,15 @@ class LanguageModel(OpenedModel):
         return self.runtime.speculate or (DRAFTED_TOKENS if self._draft_model else 0)
 
     def _drafter(self, cache: PromptCache | None, cancelled: Cancelled) -> Drafter | None:
+        from gptcli.generation.sampling.sampler import make_sampler
         from gptcli.generation.speculation import DraftModel, PromptLookup
 
         if self._draft_model is None:
             return PromptLookup() if self.runtime.speculate else None
-        engine = self._draft_model.torch_engine()
+        engine = self._draft_model.engine
         drafts = (cache or PromptCache()).drafts  # kept from one generation to the next, as in a conversation
-        return DraftModel(engine, drafts.for_engine(engine), self.tokenizer.size, cancelled)
+        sampler = make_sampler(engine.library, self.tokenizer, SamplingConfig(temperature=0.0))
+        return DraftModel(engine, drafts.for_engine(engine), sampler, cancelled)
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Logits at every position of a text, (T, vocab) in fp32. Raises UsageError or ContextOverflow."""
@@ -356,7 +362,7 @@ class LanguageModel(OpenedModel):
             raise UsageError(f"logits are of one or more token ids from 0 to {vocabulary - 1}")
         if len(ids) > self.ctx_size:
             raise ContextOverflow(f"the text has {len(ids)} tokens, the context holds {self.ctx_size}")
-        return self.torch_engine().logits(ids)
+        return self.full_engine().logits(ids)
 
     def embed(self, text: str | Sequence[int]) -> Tensor:
         """The mean of a text's last hidden states, scaled to length 1: (hidden,) in fp32.
@@ -365,7 +371,7 @@ class LanguageModel(OpenedModel):
         """
         ids = self.tokenizer.encode(text) if isinstance(text, str) else text
         check_request(ids, SamplingConfig(), self.ctx_size + 1, self.tokenizer.size)
-        mean: Tensor = self.torch_engine().embed(ids)
+        mean: Tensor = self.full_engine().embed(ids)
         unit: Tensor = mean / mean.norm().clamp(min=1e-12)
         return unit
 

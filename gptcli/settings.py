@@ -45,6 +45,11 @@ def _check(name: str, value: float, low: float, high: float, meaning: str = "", 
         raise _wrong(name, part, f"{bounds}{meaning}, not {value}")
 
 
+def _check_share(name: str, value: float) -> None:
+    if not 0 < value <= 1:
+        raise _wrong(name, "", f"above 0 and at most 1, not {value}")
+
+
 def _check_whole(name: str, value: int, low: int, high: float = math.inf, meaning: str = "", *, part: str = "") -> None:
     _check(name, value, low, high, meaning, part=part)
     if type(value) is not int:
@@ -69,6 +74,7 @@ class SamplingConfig:
     top_k: int = 40
     top_p: float = 0.95
     min_p: float = 0.05
+    typical_p: float = 1.0
     repeat_penalty: float = 1.0
     repeat_last_n: int = 64
     presence_penalty: float = 0.0
@@ -83,9 +89,9 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         _check("temperature", self.temperature, 0, math.inf, " (0 is greedy)")
         _check_whole("top-k", self.top_k, 0, math.inf, " (0 is off)")
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"top-p must be above 0 and at most 1, not {self.top_p}", setting="top_p")
+        _check_share("top-p", self.top_p)
         _check("min-p", self.min_p, 0, 1)
+        _check_share("typical-p", self.typical_p)
         _check("repeat-penalty", self.repeat_penalty, 0.01, 100, " (1 is off)")
         _check_whole("repeat-last-n", self.repeat_last_n, -1, math.inf, " (0 is off, -1 the whole context)")
         _check("presence-penalty", self.presence_penalty, -100, 100)
@@ -161,6 +167,7 @@ class SamplingKeywords(TypedDict, total=False):
     top_k: int | None
     top_p: float | None
     min_p: float | None
+    typical_p: float | None
     repeat_penalty: float | None
     repeat_last_n: int | None
     presence_penalty: float | None

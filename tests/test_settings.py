@@ -18,6 +18,7 @@ from gptcli.settings import SAMPLING_FIELDS, SamplingConfig, SamplingKeywords
     ("field", "complaint"),
     [
         ({"min_p": -0.1}, "min-p must be between 0 and 1"),
+        ({"typical_p": 0}, "typical-p must be above 0 and at most 1"),
         ({"top_k": 2.5}, "top-k must be a whole number"),
         ({"seed": 1.5}, "seed must be a whole number"),
         ({"repeat_penalty": 1e-320}, "repeat-penalty"),

@@ -13,19 +13,19 @@ from gptcli.files import Unusable
 from gptcli.model_notes import Note
 from gptcli.settings import SamplingConfig
 
-_NUMBERS = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram_size"}
-_ID_LISTS = {"suppress_tokens", "begin_suppress_tokens", "bad_words_ids"}
-DONE = _NUMBERS | _ID_LISTS | {"do_sample", "eos_token_id"}
-
 # SamplingConfig's fields that a model can set.
 MODEL_SETTINGS = (
-    *("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n"),
+    *("temperature", "top_k", "top_p", "min_p", "typical_p", "repeat_penalty", "repeat_last_n"),
     *("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "no_repeat_ngram_size"),
 )
+_ID_LISTS = {"suppress_tokens", "begin_suppress_tokens", "bad_words_ids"}
+_NUMBERS = {*MODEL_SETTINGS, "repetition_penalty"} - _ID_LISTS - {"repeat_penalty", "repeat_last_n"}
+DONE = _NUMBERS | _ID_LISTS | {"do_sample", "eos_token_id"}
 
 _OFF = -1  # other programs' "off", except in the fields below
 _NEVER_OFF = {"temperature", "repetition_penalty"}
-_USUAL = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None}  # transformers' defaults: worth no note
+# transformers' defaults: worth no note
+_USUAL = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None, "typical_p": 1.0}
 _TINY_TOP_P = 1e-9  # for transformers' 0, which leaves the likeliest token only
 
 # Fields that change a text and are not applied, each with the values that mean off besides null and -1.
@@ -40,7 +40,6 @@ NOTED: dict[str, tuple[Any, ...]] = {
     "num_beam_groups": (1,),
     "num_return_sequences": (1,),
     "top_h": (),
-    "typical_p": (1,),
     "epsilon_cutoff": (0, 1),
     "eta_cutoff": (0, 1),
     "encoder_repetition_penalty": (1,),  # transformers applies these two to the prompt of a decoder
@@ -107,6 +106,8 @@ def sampling_defaults(fields: Mapping[str, Any], where: str = "generation_config
     defaults: dict[str, Any] = {name: given[name] for name in MODEL_SETTINGS if name in given}
     if defaults.get("top_p") == 0:
         defaults["top_p"] = _TINY_TOP_P
+    if defaults.get("typical_p", 1) > 1:
+        defaults["typical_p"] = 1.0  # off, as in transformers
     if "repetition_penalty" in given:
         # transformers applies it to the whole context.
         defaults |= {"repeat_penalty": given["repetition_penalty"], "repeat_last_n": -1}

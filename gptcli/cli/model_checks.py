@@ -109,9 +109,10 @@ class _Steps:
     @property
     def _reordered(self) -> bool:
         """Whether the order of filters matters to the model's sampling defaults."""
-        defaults = self._lm.sampling_defaults
-        scaled = defaults.get("temperature", 1) not in (0, 1)
-        return scaled and (defaults.get("top_p", 1) < 1 or defaults.get("min_p", 0) > 0)
+        from gptcli.generation.sampling.filters import cuts
+
+        config = SamplingConfig(**{"temperature": 1.0, "top_p": 1.0, "min_p": 0.0} | self._lm.sampling_defaults)
+        return config.temperature not in (0, 1) and any(cuts(config))
 
     def files(self) -> tuple[bool | None, str]:
         """Whether the files are those that were installed."""

@@ -184,6 +184,10 @@ class SamplingOptions:
         float | None,
         _sampling_option(f"Only those at least P times as likely as the likeliest. {_else(_SAMPLING.min_p)}"),
     ] = None
+    typical_p: Annotated[
+        float | None,
+        _sampling_option(f"Only those as surprising as usual, up to P in sum; 1 is off. {_else(_SAMPLING.typical_p)}"),
+    ] = None
     repeat_penalty: Annotated[
         float | None,
         _sampling_option(f"Divides the logits of recent tokens; 1 is off. {_else(_SAMPLING.repeat_penalty)}"),

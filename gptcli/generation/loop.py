@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
 
 from gptcli.errors import GptcliError
 from gptcli.generation.completion import Completion, Timing
@@ -15,9 +14,6 @@ from gptcli.generation.steps import SharedSteps, SingleSteps, Steps
 from gptcli.generation.together.continuous_batch import ContinuousBatch
 from gptcli.generation.together.job import Job
 from gptcli.runtime.engine import Cancelled, Engine, Logits, Progress, PromptCache, never_cancelled, no_progress
-
-if TYPE_CHECKING:
-    from gptcli.runtime.torch_engine import TorchEngine
 
 
 def generate(
@@ -41,22 +37,22 @@ def generate(
 
     A stream raises ContextOverflow at the end of the context if `stop.overflow` is "error".
     """
-    if len(completions) > 1 and not engine.records_rows:
-        yield from _in_a_batch(engine, completions, on_prefill, cancelled)
-        return
     own_cache = (cache or PromptCache()).for_engine(engine)
-    room = Job(engine, completions[0]).room
-    groups = -(-len(completions) // engine.most_rows(room))
+    if len(completions) == 1:
+        single = SingleSteps(engine, own_cache, drafter, most_drafted, completions[0].constraint)
+        yield _Together(engine, [*completions], single, on_prefill, cancelled).events(completions[0])
+        return
+    groups = -(-len(completions) // engine.most_rows(Job(engine, completions[0]).room))
     for group in range(groups):
+        begin, end = (len(completions) * each // groups for each in (group, group + 1))
+        rows = engine.new_rows()
+        if rows is None:
+            yield from _in_a_batch(engine, completions[begin:], on_prefill, cancelled)
+            return
         if group and cancelled():
             return
-        own = completions[group * len(completions) // groups : (group + 1) * len(completions) // groups]
-        steps: Steps
-        if len(completions) == 1:
-            steps = SingleSteps(engine, own_cache, drafter, most_drafted, own[0].constraint)
-        else:
-            steps = SharedSteps(cast("TorchEngine", engine), own_cache)
-        together = _Together(engine, list(own), steps, on_prefill, cancelled)
+        own, steps = completions[begin:end], SharedSteps(engine, own_cache, rows)
+        together = _Together(engine, [*own], steps, on_prefill, cancelled)
         yield from map(together.events, own)
 
 

@@ -12,7 +12,7 @@ from gptcli.generation.events import TokenLogprob
 from gptcli.generation.score_result import ChoiceScore, Score
 from gptcli.generation.together.cache_pool import CachePool
 from gptcli.model.cache.common_prefix import common_length
-from gptcli.runtime.engine import Cache, Engine, Extension, Progress, PromptCache, TokenScore, no_progress
+from gptcli.runtime.engine import Cache, Engine, Extension, Progress, PromptCache, TokenScore, keep_common, no_progress
 from gptcli.text.tokenizer import Tokenizer
 
 _STEP_TOKENS = 512  # of a step's texts, together
@@ -252,6 +252,6 @@ def _continued(
     engine: Engine, tokenizer: Tokenizer, cache: Cache, before: Sequence[int], tokens: Sequence[int], top: int
 ) -> Iterator[list[TokenScore]]:
     """Scores tokens that follow one or more others, a chunk at a time. Cached tokens are not run again."""
-    cache.keep_common(before[:-1])  # the last one's logits are wanted
+    keep_common(cache, before[:-1])  # the last one's logits are wanted
     inputs = [*before, *tokens[:-1]]
     yield from engine.score_tokens(inputs[cache.length :], cache, tokens, tokenizer.size, top)

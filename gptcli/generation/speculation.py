@@ -7,12 +7,10 @@ the model's own distribution, so a wrong draft costs only time (Leviathan et al.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from gptcli.runtime.engine import Cancelled, never_cancelled
-
-if TYPE_CHECKING:
-    from gptcli.runtime.torch_engine import TextCache, TorchEngine
+from gptcli.generation.sampling.sampler import Sampler
+from gptcli.runtime.engine import Cache, Cancelled, Engine, keep_common, never_cancelled
 
 _NGRAMS = (3, 2)  # lengths of repeated tokens that are looked up, the preferred first
 _FIRST_DRAFT = 2
@@ -59,13 +57,11 @@ class PromptLookup:
 class DraftModel:
     """Drafts greedily with a smaller model that has the same tokens.
 
-    cache: the smaller model's, whose common prefix with the text is not run again. vocabulary: number of tokens.
+    cache: the smaller model's, whose common prefix with the text is not run again. sampler: a greedy one.
     """
 
-    def __init__(
-        self, engine: TorchEngine, cache: TextCache, vocabulary: int, cancelled: Cancelled = never_cancelled
-    ) -> None:
-        self._engine, self._cache, self._vocabulary, self._cancelled = engine, cache, vocabulary, cancelled
+    def __init__(self, engine: Engine, cache: Cache, sampler: Sampler, cancelled: Cancelled = never_cancelled) -> None:
+        self._engine, self._cache, self._sampler, self._cancelled = engine, cache, sampler, cancelled
         self.forget()
 
     def forget(self) -> None:
@@ -81,7 +77,7 @@ class DraftModel:
         logits = self._engine.prefill(text[self._cache.length :], self._cache, cancelled=self._cancelled)
         drafted: list[int] = []
         while logits is not None:
-            drafted.append(int(logits[: self._vocabulary].argmax()))
+            drafted.append(self._sampler.sample(logits, ())[0])
             if len(drafted) == count:
                 break
             logits = self._engine.decode(drafted[-1], self._cache)
@@ -90,7 +86,7 @@ class DraftModel:
     def _keep_common(self, text: Sequence[int]) -> None:
         """Forgets rejected drafts, and the last token, which is run next."""
         if not self._seen:
-            self._cache.keep_common(text[:-1])
+            keep_common(self._cache, text[:-1])
         else:
             end, cached = self._seen, self._cache.tokens
             while end < min(len(cached), len(text) - 1) and cached[end] == text[end]:

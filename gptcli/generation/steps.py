@@ -5,15 +5,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from gptcli.generation.sampling.constraint import Constraint
 from gptcli.generation.speculation import Drafter, Pace
-from gptcli.runtime.engine import Cache, Cancelled, Engine, Logits, Progress, no_progress
-
-if TYPE_CHECKING:
-    from gptcli.model.cache.kv_cache import KVCache
-    from gptcli.runtime.torch_engine import TensorRows, TorchEngine
+from gptcli.runtime.engine import Cache, Cancelled, Engine, Logits, Progress, Rows, keep_common, no_progress
 
 
 class Steps(Protocol):
@@ -43,7 +39,7 @@ def _prefill(
     engine: Engine, cache: Cache, prompt: Sequence[int], on_progress: Progress, cancelled: Cancelled
 ) -> tuple[int, Logits | None]:
     # The last token is run even where it is cached: the first draw needs its logits.
-    cache.keep_common(prompt[:-1])
+    keep_common(cache, prompt[:-1])
     prefilled = len(prompt) - cache.length
     return prefilled, engine.prefill(prompt[cache.length :], cache, on_progress, cancelled)
 
@@ -129,16 +125,15 @@ class SingleSteps:
 
 
 class SharedSteps:
-    """Steps of several texts in torch, each of which reads the weights once for all.
+    """Steps of several texts, as rows that take each step together.
 
     Nothing is drafted: shared steps would gain less, and each text would run ahead by another number of tokens.
     """
 
     drafted = kept = 0
 
-    def __init__(self, engine: TorchEngine, cache: KVCache) -> None:
-        self._engine, self._cache = engine, cache
-        self._rows: TensorRows | None = None
+    def __init__(self, engine: Engine, cache: Cache, rows: Rows) -> None:
+        self._engine, self._cache, self._rows = engine, cache, rows
 
     def begin(
         self, prompt: Sequence[int], texts: int, on_progress: Progress, cancelled: Cancelled
@@ -147,20 +142,17 @@ class SharedSteps:
         prefilled, logits = _prefill(self._engine, self._cache, prompt, on_progress, cancelled)
         if logits is None:
             return prefilled, None
-        self._rows = self._engine.rows(self._cache, texts)
+        self._rows.begin(self._cache, texts)
         return prefilled, [logits] * texts
 
     def after(self, texts: Sequence[Sequence[int]]) -> Sequence[Logits]:
         """See `Steps.after`."""
-        assert self._rows is not None
         return self._rows.step([text[-1] for text in texts])
 
     def again(self, texts: Sequence[Sequence[int]], cancelled: Cancelled) -> Sequence[Logits] | None:
         """See `Steps.again`."""
-        assert self._rows is not None
         return self._rows.replace(texts, cancelled)
 
     def leave(self, row: int) -> None:
         """See `Steps.leave`."""
-        assert self._rows is not None
         self._rows.drop(row)

@@ -25,7 +25,7 @@ _OLLAMA_HOST, _OLLAMA_OWNER = "registry.ollama.ai", "library"  # Ollama's names 
 _OLLAMA_LAYER = "application/vnd.ollama.image."
 # Ollama's parameters that are settings of the same names here, and those that change no text.
 _OLLAMA_SETTINGS = frozenset(
-    "temperature top_k top_p min_p repeat_penalty repeat_last_n presence_penalty frequency_penalty".split()
+    "temperature top_k top_p min_p typical_p repeat_penalty repeat_last_n presence_penalty frequency_penalty".split()
 )
 _OLLAMA_WITHOUT_EFFECT = frozenset(
     """

@@ -10,14 +10,9 @@ from dataclasses import dataclass
 
 import psutil
 import torch
-from torch import nn
 
-from gptcli.cuda.int4 import TinygemmEmbedding, TinygemmLinear
-from gptcli.kernels.layers import CompiledEmbedding, CompiledExperts, CompiledLinear
 from gptcli.kernels.tensors import Library
-from gptcli.model.mlp import Experts, Moe
-from gptcli.quant.packed import PackedEmbedding, PackedExperts, PackedLinear
-from gptcli.runtime.torch_engine import TorchEngine
+from gptcli.runtime.engine import FullEngine
 
 _READ_BYTES = 256 << 20  # more than fits in caches
 _READS = 3
@@ -45,7 +40,8 @@ class Point:
 
 
 def measure(
-    engine: TorchEngine,
+    engine: FullEngine,
+    vocabulary: int,
     prompt_tokens: int,
     decode_tokens: int,
     repeats: int,
@@ -56,26 +52,23 @@ def measure(
 
     The tokens are arbitrary: speed does not depend on them. bandwidth: measured between the runs.
     """
-    vocabulary = engine.decoder.config.vocab_size
+    device = torch.device(engine.device_name)
     prompt = [(7 * position + 3) % vocabulary for position in range(prompt_tokens)]
     prefills, decodes = list[float](), list[float]()
     cache = engine.new_cache()
     for _ in range(repeats + 1):
         cache.truncate(0)
-        started = _settled(engine.plan.device)
+        started = _settled(device)
         logits = engine.prefill(prompt, cache, cancelled=cancelled)
-        prefills.append(prompt_tokens / (_settled(engine.plan.device) - started))
-        started = _settled(engine.plan.device)
+        prefills.append(prompt_tokens / (_settled(device) - started))
+        started = _settled(device)
         for _ in range(decode_tokens):
             if logits is None or cancelled():
                 return None
             logits = engine.decode(int(logits.argmax()), cache)
-        decodes.append(decode_tokens / (_settled(engine.plan.device) - started))
+        decodes.append(decode_tokens / (_settled(device) - started))
         bandwidth.measure()
-    context = prompt_tokens + decode_tokens // 2
-    program_bytes = engine.program_bytes_a_token
-    weights = weight_bytes(engine.decoder) if program_bytes is None else program_bytes
-    bytes_a_token = weights + engine.cache_bytes(context)
+    bytes_a_token = engine.bytes_a_token(prompt_tokens + decode_tokens // 2)
     bandwidth.best = max(bandwidth.best, max(decodes) * bytes_a_token)
     return Point(prompt_tokens, _rate(prefills[1:]), _rate(decodes[1:]), bytes_a_token)
 
@@ -91,34 +84,6 @@ def _rate(rates: list[float]) -> Rate:
     return Rate(statistics.median(rates), min(rates), max(rates))
 
 
-def weight_bytes(decoder: nn.Module) -> int:
-    """Bytes of weights that one token is multiplied with; in a mixture, those of the chosen experts only."""
-    mixtures = [module for module in decoder.modules() if isinstance(module, Moe)]
-    shares = {id(experts): moe.config.top_k / moe.config.experts for moe in mixtures for experts in (moe.up, moe.down)}
-    tied = getattr(decoder, "head", None) is None
-    total = 0.0
-    for name, module in decoder.named_modules():
-        if name in ("positions", "layer_inputs.embed") or (name == "embed" and not tied):
-            continue
-        total += _module_bytes(module) * shares.get(id(module), 1.0)
-    return int(total)
-
-
-def _module_bytes(module: nn.Module) -> int:
-    match module:
-        case CompiledLinear() | CompiledEmbedding():
-            return module.matrix.size
-        case CompiledExperts():
-            return sum(matrix.size for matrix in module.matrices)
-        case TinygemmLinear() | TinygemmEmbedding():
-            return module.matrix.nbytes
-        case PackedLinear() | PackedEmbedding() | PackedExperts():
-            return sum(tensor.nbytes for tensor in module.weight.tensors().values())
-        case nn.Linear() | nn.Embedding() | Experts():
-            return module.weight.nbytes
-    return 0
-
-
 class Bandwidth:
     """Bytes per second that a device's memory delivers. best: the most of all measurements and ways to read so far.
 
@@ -126,9 +91,9 @@ class Bandwidth:
     too.
     """
 
-    def __init__(self, device: torch.device, library: Library | None) -> None:
+    def __init__(self, device_name: str, library: Library | None) -> None:
         self.best = 0.0
-        self._device = device
+        self._device = device = torch.device(device_name)
         self._size, self._times = (_CUDA_READ_BYTES, _CUDA_READS) if device.type == "cuda" else (_READ_BYTES, 1)
         numbers = torch.ones(self._size // 4, device=device)
         self._ways: list[tuple[Callable[[], object], int]] = [(numbers.sum, self._size)]
@@ -155,9 +120,9 @@ def _seconds(device: torch.device, act: Callable[[], object], times: int) -> flo
     return (_settled(device) - started) / times
 
 
-def peak_device_memory(device: torch.device) -> int | None:
+def peak_device_memory(device_name: str) -> int | None:
     """Peak bytes of this process in a CUDA device's memory; None for the CPU."""
-    return int(torch.cuda.max_memory_reserved(device)) if device.type == "cuda" else None
+    return None if device_name == "cpu" else int(torch.cuda.max_memory_reserved(device_name))
 
 
 def peak_memory() -> int:

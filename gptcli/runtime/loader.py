@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.errors import UsageError
-from gptcli.runtime.engine import Engine, Progress, Workload, no_progress
+from gptcli.runtime.engine import Engine, FullEngine, Progress, Workload, no_progress
 from gptcli.runtime.fast_start.snapshot_file import DamagedSnapshot
 from gptcli.runtime.fast_start.snapshots import (
     OpenedSnapshot,
@@ -40,7 +40,7 @@ class Loader:
     def __init__(self, folder: ModelFolder, runtime: RuntimeConfig, ctx_size: int, announced: Workload | None) -> None:
         """announced: the expected workload; a snapshot that may serve it is read from now on."""
         self._folder, self._runtime, self._ctx_size = folder, runtime, ctx_size
-        self._torch_engine: TorchEngine | None = None
+        self._full_engine: TorchEngine | None = None
         self._snapshot_engine: SnapshotEngine | None = None
         self._slot: Slot | None = None  # for a snapshot of the weights that were read
         self._opened: OpenedSnapshot | None = None
@@ -56,7 +56,7 @@ class Loader:
     @property
     def engine(self) -> Engine | None:
         """What is loaded."""
-        return self._torch_engine or self._snapshot_engine
+        return self._full_engine or self._snapshot_engine
 
     def load(self, workload: Workload | None, on_progress: Progress = no_progress) -> Engine:
         """An engine that serves a workload; None: any workload. on_progress: bytes read, and in all.
@@ -64,26 +64,26 @@ class Loader:
         Raises OutOfMemory or NoSuchDevice.
         """
         with self._lock:
-            if self._torch_engine is None and workload is not None:
+            if self._full_engine is None and workload is not None:
                 if self._opened is not None and self._snapshot_engine is None:
                     with self._dropping(self._opened.slot):
                         self._snapshot_engine = self._opened.engine(self._ctx_size, self._room(workload))
                 if self._snapshot_engine is not None and self._snapshot_engine.serves(workload):
                     return self._snapshot_engine
-            return self.load_with_torch(on_progress)
+            return self.load_full(on_progress)
 
-    def load_with_torch(self, on_progress: Progress = no_progress) -> TorchEngine:
+    def load_full(self, on_progress: Progress = no_progress) -> FullEngine:
         """The engine that serves every workload. Raises as `load` does, and UsageError."""
         with self._lock:
-            if self._torch_engine is None:
+            if self._full_engine is None:
                 self._opened = self._snapshot_engine = None  # frees memory that the weights may need
-                self._torch_engine = self._read_weights(on_progress)
-            return self._torch_engine
+                self._full_engine = self._read_weights(on_progress)
+            return self._full_engine
 
     def keep_snapshot(self) -> None:
         """Keeps a snapshot for the next start, if the weights were read and can have one."""
-        if self._torch_engine is not None and self._slot is not None:
-            keep_snapshot(self._slot, self._folder, self._runtime, self._torch_engine)
+        if self._full_engine is not None and self._slot is not None:
+            keep_snapshot(self._slot, self._folder, self._runtime, self._full_engine)
 
     @contextlib.contextmanager
     def _dropping(self, slot: Slot) -> Iterator[None]:

@@ -1,11 +1,9 @@
-"""Tells running out of memory from other failures."""
+"""Tells running out of memory from other failures. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import torch
 
 from gptcli.errors import OutOfMemory
 
@@ -14,14 +12,16 @@ _REASONS = ("can't allocate memory", "bad_alloc")  # torch's words, and C++'s
 
 
 @contextmanager
-def memory_errors(device: torch.device, doing: str, hint: str = _HINT) -> Iterator[None]:
-    """Turns the block's errors for lack of memory into OutOfMemory."""
+def memory_errors(device: object, doing: str, hint: str = _HINT) -> Iterator[None]:
+    """Turns the block's errors for lack of a device's memory into OutOfMemory."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError):
+    except MemoryError:
         pass
     except RuntimeError as error:
-        if not any(reason in str(error) for reason in _REASONS):
+        import torch
+
+        if not isinstance(error, torch.OutOfMemoryError) and not any(reason in str(error) for reason in _REASONS):
             raise
     else:
         return

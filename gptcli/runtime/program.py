@@ -13,17 +13,12 @@ from itertools import accumulate, chain
 from gptcli.kernels.bindings import CACHE_KINDS, CacheKind, Frame, Functions, Matrix, Op, Rotation, Row, State
 from gptcli.kernels.memory import Memory
 from gptcli.model.cache.state_history import MOST_EARLIER_STATES
-from gptcli.runtime.engine import Cancelled, Extension, StepCancelled, never_cancelled
-from gptcli.runtime.program_cache import Layout, planes
+from gptcli.runtime.engine import Cancelled, Extension, StepCancelled, caches_of, never_cancelled
+from gptcli.runtime.program_cache import Layout, ProgramCache, planes
 
 CHUNK = 512  # prompt tokens per forward pass: bounds memory, costs a tenth of the speed at 4,096
 
 MANY_LOGITS = 64  # rows for which mapping small pages takes longer than computing a layer
-
-
-def sums_up(targets: int, top: int) -> bool:
-    """Whether a step scores so many targets without keeping their logits."""
-    return targets >= MANY_LOGITS and not top
 
 
 @dataclass(frozen=True)
@@ -167,6 +162,7 @@ class Program:
         (sum of wanted, vocab) in fp32. scored: filled instead of logits. Raises MemoryError, and StepCancelled once
         cancelled.
         """
+        caches = caches_of(texts, ProgramCache)
         starts = list(accumulate((len(text.tokens) for text in texts), initial=0))
         wanted = [index for end, text in zip(starts[1:], texts, strict=True) for index in range(end - text.wanted, end)]
         assert 0 <= wanted[0] <= wanted[-1] < starts[-1]
@@ -174,19 +170,20 @@ class Program:
             self._make_room(starts[-1])
         ids = (c_int64 * starts[-1])(*(token for text in texts for token in text.tokens))
         begins = (c_int64 * len(starts))(*starts)
-        positions = (c_int64 * len(texts))(*(text.cache.length for text in texts))
+        positions = (c_int64 * len(texts))(*(cache.length for cache in caches))
         ropes, windows = len(rotations[0]), len(self.layouts)
         tables = (Rotation * max(1, len(texts) * ropes))(*chain(*rotations))
-        rows = (Row * (len(texts) * windows))(*(row for text in texts for row in text.cache.rows(len(text.tokens))))
-        states = (State * len(texts))(*(text.cache.state() for text in texts))
+        own = (cache.rows(len(text.tokens)) for cache, text in zip(caches, texts, strict=True))
+        rows = (Row * (len(texts) * windows))(*chain.from_iterable(own))
+        states = (State * len(texts))(*(cache.state() for cache in caches))
         asked = (c_int64 * len(wanted))(*wanted)
         addresses = [ctypes.addressof(array) for array in (ids, begins, positions, tables, rows, states, asked)]
         scores = scored.fields if scored is not None else (None, 0, None)
         frame = Frame(starts[-1], len(texts), ropes, windows, len(wanted), *addresses, logits, *scores)
         if not self._library.run(self.ops, frame, cancelled):
             raise StepCancelled
-        for cache, tokens, _ in texts:
-            cache.advance(tokens)
+        for cache, text in zip(caches, texts, strict=True):
+            cache.advance(text.tokens)
 
     def _make_room(self, tokens: int) -> None:
         widths: dict[str, int] = {}

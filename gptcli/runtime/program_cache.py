@@ -9,7 +9,6 @@ from typing import Self
 
 from gptcli.kernels.bindings import CacheKind, Row, State
 from gptcli.kernels.memory import Memory
-from gptcli.model.cache.common_prefix import common_length
 from gptcli.model.cache.state_history import StateHistory
 from gptcli.model.config import CACHE_STEP
 
@@ -72,7 +71,7 @@ class ProgramCache:
             self.mark()
 
     def mark(self) -> None:
-        """See `KVCache.mark`."""
+        """See `Cache.mark`."""
         if self._state.size:
             self._marks.add(self.length, self._state)
 
@@ -97,10 +96,6 @@ class ProgramCache:
             length = self._marks.latest(length)
         needed = (part.first <= max(0, length - part.window + 1) for part in self._parts if part.window)
         return length if all(needed) else 0
-
-    def keep_common(self, prompt: Sequence[int]) -> None:
-        """See `Cache.keep_common`."""
-        self.truncate(common_length(self.tokens, prompt))
 
     def copy(self, length: int | None = None) -> Self:
         """Another cache with the first `length` tokens, by default all; empty where `truncate` would keep none."""

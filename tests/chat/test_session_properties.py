@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from gptcli import ChatSettings, LanguageModel, Session
 from gptcli.chat.storage import SessionFile, read_session, stored_sessions
+from gptcli.runtime.engine import keep_common
 from tests.cli.scripted import Script
 
 _TEXTS = st.text(max_size=12)
@@ -116,6 +117,6 @@ def assert_as_fresh(session: Session, lm: LanguageModel) -> None:
     """The logits after the prompt are the same with the session's cache and without."""
     cache = session._cache.for_engine(lm.engine)
     prompt = session._fitting()[1]  # without the turns that no longer fit
-    cache.keep_common(prompt[:-1])
+    keep_common(cache, prompt[:-1])
     cached = lm.engine.prefill(prompt[cache.length :], cache)
     torch.testing.assert_close(cached, lm.logits(prompt)[-1], rtol=1e-4, atol=1e-4)

@@ -117,7 +117,9 @@ def test_a_generation_config_that_is_no_json_is_noted_and_config_json_read_inste
     assert [WHERE in str(note) for note in lm.notes] == [True]
 
 
-@pytest.mark.parametrize("fields", [{"temperature": 0.3}, {"top_k": 5, "top_p": 0.5}, {"min_p": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "fields", [{"temperature": 0.3}, {"top_k": 5, "top_p": 0.5}, {"min_p": 0.1}, {"typical_p": 0.9}], ids=str
+)
 @pytest.mark.parametrize("do_sample", [True, False, None])
 def test_sampling_without_do_sample_is_noted(fields: dict[str, Any], do_sample: bool | None) -> None:
     notes = generation_notes(fields | {"do_sample": do_sample}, WHERE, 100)
@@ -138,6 +140,10 @@ def test_an_option_overrides_the_models_ban_and_an_empty_one_lifts_it(tmp_path: 
 )
 def test_minus_one_and_null_are_off(fields: dict[str, Any]) -> None:
     assert sampling_defaults(fields) == {}
+
+
+def test_a_typical_p_above_one_is_off_as_in_transformers() -> None:
+    assert sampling_defaults({"typical_p": 7.5}) == {"typical_p": 1.0}
 
 
 def test_a_top_p_of_nothing_leaves_the_likeliest() -> None:

@@ -57,7 +57,7 @@ def loaded(path: Path, tokens: int, **runtime: Any) -> LanguageModel:
 def in_torch(path: Path, **runtime: Any) -> LanguageModel:
     """A model loaded with torch. Its snapshot is written when it is closed."""
     lm = opened(path, **runtime)
-    lm.torch_engine()
+    lm.full_engine()
     return lm
 
 
@@ -212,6 +212,18 @@ def test_the_second_run_needs_no_torch(tmp_path: Path) -> None:
     assert runs[0].stdout == runs[1].stdout == runs[2].stdout != b""
 
 
+def test_the_second_run_with_a_draft_model_needs_no_torch(tmp_path: Path) -> None:
+    models = [make_model(tmp_path / name, seed=seed) for seed, name in enumerate(("model", "draft"))]
+    given = ["generate", "-m", models[0], "--draft-model", models[1], "-t", "0", "--device", "cpu", "-n", "30", "In a"]
+    code = (
+        "import sys\nfrom gptcli.cli.app import run\n"
+        f"print(run({[*map(str, given)]!r}), 'torch' in sys.modules, file=sys.stderr)"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True) for _ in range(2)]
+    assert [run.stderr.splitlines()[-1] for run in runs] == [b"0 True", b"0 False"]
+    assert runs[0].stdout == runs[1].stdout != b""
+
+
 def test_the_record_of_a_run_is_the_same(cli: Cli, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = []
     for switch in ("off", "on"):
@@ -353,7 +365,7 @@ def test_a_conversation_goes_on_when_its_engine_changes(model: Path) -> None:
         for turn in range(4):
             session.records_probabilities = turn == 1
             if turn == 2:
-                lm.torch_engine()
+                lm.full_engine()
             list(session.send("In a"))
         return [finished.ids for finished in session.finished]
 

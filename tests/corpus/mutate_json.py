@@ -158,6 +158,7 @@ def generation(rng: Random, model: ModelDir) -> None:
         ("top_k", [1.5, -2, "x", [], True, float("nan")]),
         ("top_p", [-2, 2, "x", [], True, float("nan")]),
         ("min_p", [-0.5, 2, "x", {}, True]),
+        ("typical_p", [0, -2, "x", {}, True]),
         ("repetition_penalty", [0, -1, 1e9, "x", [], True]),
     ]
     field, values = rng.choice(changes)

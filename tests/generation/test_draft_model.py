@@ -11,6 +11,7 @@ import torch
 import gptcli
 from gptcli import Finished, LanguageModel
 from gptcli.errors import UsageError
+from gptcli.generation.sampling.torch_sampler import TorchSampler
 from gptcli.generation.speculation import DraftModel
 from gptcli.generation.steps import SingleSteps
 from gptcli.runtime.engine import PromptCache
@@ -101,13 +102,13 @@ def test_logits_and_caches_are_those_of_one_token_at_a_time(
         text.append(int(following.argmax()) if len(text) % 5 else (7 * len(text)) % 90 + 3)
     plain, ahead, drafts = engine.new_cache(), engine.new_cache(), draft.new_cache()
     one = SingleSteps(engine, plain, None, 0)
-    several = SingleSteps(engine, ahead, DraftModel(draft, drafts, 96), 3)
+    several = SingleSteps(engine, ahead, DraftModel(draft, drafts, greedy_sampler(96)), 3)
     for end in range(1, len(text)):
         [wanted], [got] = one.after([text[:end]]), several.after([text[:end]])
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
         assert ahead.tokens[:end] == text[:end]
     assert 0 < several.kept < several.drafted
-    drafter = DraftModel(draft, drafts, 96)
+    drafter = DraftModel(draft, drafts, greedy_sampler(96))
     assert drafter.draft(text, 3) == greedy(draft, text, 3)
 
 
@@ -118,17 +119,25 @@ def greedy(engine: TorchEngine, text: list[int], count: int) -> list[int]:
     return drafted
 
 
+def greedy_sampler(vocabulary: int) -> TorchSampler:
+    return TorchSampler(SamplingConfig(temperature=0.0), vocabulary, frozenset(), lambda id: b"")
+
+
+def drafter_of(lm: LanguageModel, **how: Any) -> DraftModel:
+    return DraftModel(lm.engine, lm.engine.new_cache(), greedy_sampler(lm.tokenizer.size), **how)
+
+
 def test_a_draft_goes_on_from_any_text(tiny: LanguageModel) -> None:
-    drafter = DraftModel(tiny.engine, tiny.engine.new_cache(), tiny.tokenizer.size)
+    drafter = drafter_of(tiny)
     first = drafter.draft(PROMPT, 4)
     kept, wrong = [*PROMPT, *first], [*PROMPT, first[0], 99, 98]
-    assert drafter.draft(kept, 4) == DraftModel(tiny.engine, tiny.engine.new_cache(), 320).draft(kept, 4)
+    assert drafter.draft(kept, 4) == drafter_of(tiny).draft(kept, 4)
     drafter.forget()
-    assert drafter.draft(wrong, 4) == DraftModel(tiny.engine, tiny.engine.new_cache(), 320).draft(wrong, 4)
+    assert drafter.draft(wrong, 4) == drafter_of(tiny).draft(wrong, 4)
 
 
 def test_a_cancelled_draft_is_none(tiny: LanguageModel) -> None:
-    assert DraftModel(tiny.engine, tiny.engine.new_cache(), 320, cancelled=lambda: True).draft(PROMPT, 4) == []
+    assert drafter_of(tiny, cancelled=lambda: True).draft(PROMPT, 4) == []
 
 
 def test_a_draft_keeps_its_cache_from_one_generation_to_the_next_of_a_conversation(

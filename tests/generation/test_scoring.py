@@ -205,9 +205,9 @@ def test_the_prompt_of_many_choices_is_run_once(tiny: LanguageModel, monkeypatch
     ran = []
     run = type(tiny.engine)._run
 
-    def watched(engine: object, rows: list[list[int]], *given: object, **named: int) -> torch.Tensor:
-        ran.append(len(rows))
-        return run(engine, rows, *given, **named)  # type: ignore[arg-type]
+    def watched(engine: object, text: Extension, *given: object) -> torch.Tensor:
+        ran.append(len(text.tokens))
+        return run(engine, text, *given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(type(tiny.engine), "_run", watched)
     tiny.choose(TEXT, ["In", "there", "bells"])

@@ -10,6 +10,7 @@ import gptcli
 from gptcli.generation.events import Finished
 from gptcli.generation.speculation import Pace, PromptLookup
 from gptcli.generation.steps import SingleSteps
+from gptcli.runtime.engine import keep_common
 from gptcli.runtime.torch_engine import TorchEngine
 from tests.generation.outcomes import completed
 from tests.parity.reference import write_reference
@@ -118,7 +119,7 @@ def test_an_interrupted_run_ahead_leaves_a_cache_that_can_be_used_again(engine: 
     steps.after([REPEATED[:-1]])
     steps.after([REPEATED])
     assert cache.length > len(REPEATED)
-    cache.keep_common([*REPEATED, 40])
+    keep_common(cache, [*REPEATED, 40])
     got: Tensor = engine.decode(40, cache)
     fresh = engine.new_cache()
     wanted = engine.prefill([*REPEATED, 40], fresh)

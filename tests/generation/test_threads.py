@@ -36,7 +36,7 @@ def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory)
         if request.param == "a snapshot":
             runtime, workload = RuntimeConfig(device="cpu", dtype="fp32"), Workload()
             with LanguageModel.open(str(path), runtime, workload=workload) as first:
-                first.torch_engine()
+                first.full_engine()
             opened = LanguageModel.open(str(path), runtime, workload=workload)
             assert type(opened.load()).__name__ == "SnapshotEngine"
             yield opened

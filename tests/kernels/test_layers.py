@@ -22,10 +22,10 @@ from gptcli.kernels.tensors import Library
 from gptcli.quant.affine import AffineWeight
 from gptcli.quant.gptq import gptq_weight
 from gptcli.runtime import device_plan as device
-from gptcli.runtime.bench import weight_bytes
 from gptcli.runtime.device_plan import plan_for
 from gptcli.runtime.engine import Extension
 from gptcli.runtime.torch_engine import TorchEngine
+from gptcli.runtime.weight_bytes import weight_bytes
 from gptcli.settings import Dtype, Quantize, RuntimeConfig
 from tests.parity import test_families
 from tests.parity.reference import write_reference

@@ -34,10 +34,10 @@ from gptcli.model.config import (
 from gptcli.model.decoder import Decoder
 from gptcli.quant.affine import quantize_affine
 from gptcli.quant.dense import DenseWeight
-from gptcli.runtime.bench import weight_bytes
 from gptcli.runtime.device_plan import DevicePlan
 from gptcli.runtime.engine import Extension
 from gptcli.runtime.torch_engine import TorchEngine
+from gptcli.runtime.weight_bytes import weight_bytes
 from tests.kernels.test_mixtures import IDS, engine_of, every_way
 from tests.parity.reference import write_reference
 from tests.parity.test_families import DEEPSEEK, GROUPS, needed_library, relative_error
@@ -124,7 +124,8 @@ def test_every_way_to_run_a_layer_has_the_logits_that_it_has_in_torch(kernels: L
 @pytest.mark.parametrize("case", CASES)
 def test_a_program_reads_as_many_bytes_of_weights_as_the_decoder_has(case: str) -> None:
     decoder = decoder_of(CASES[case])
-    assert engine_of(decoder, needed_library()).program_bytes_a_token == weight_bytes(decoder)
+    program = engine_of(decoder, needed_library())._program
+    assert program is not None and program.program.bytes_a_token == weight_bytes(decoder)
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [("fp32", TOLERANCE), ("fp16", 1e-3), ("int8", 1e-3)])
@@ -161,7 +162,7 @@ def test_rows_in_several_forms_are_multiplied_as_those_of_one_matrix(kernels: Li
         block.attention.qkv = in_pieces(block.attention.qkv, kernels)
     engine, plain = engine_of(decoder, kernels), engine_of(decoder, None)
     assert relative_error(every_way(engine), every_way(plain)) < TOLERANCE
-    assert engine.program_bytes_a_token == weight_bytes(decoder)
+    assert engine._program is not None and engine._program.program.bytes_a_token == weight_bytes(decoder)
 
 
 @pytest.mark.parametrize("packing", ["dense", "int8", "int4"])

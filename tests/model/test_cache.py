@@ -7,6 +7,7 @@ import torch
 
 from gptcli.model.cache.kv_cache import KVCache
 from gptcli.model.config import AttentionConfig, BlockConfig, DecoderConfig, MlpConfig, NormConfig
+from gptcli.runtime.engine import keep_common
 
 ATTENTION = AttentionConfig(heads=2, kv_heads=1, head_dim=4, rope=None, scale=0.5)
 MLP = MlpConfig(width=8)
@@ -67,7 +68,7 @@ def test_truncated_tokens_are_overwritten() -> None:
 )
 def test_the_longest_common_prefix_is_kept(prompt: list[int], kept: int) -> None:
     cache = filled([1, 2, 3])
-    cache.keep_common(prompt)
+    keep_common(cache, prompt)
     assert cache.tokens == [1, 2, 3][:kept]
 
 

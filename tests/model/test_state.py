@@ -17,9 +17,9 @@ from gptcli.generation.speculation import PromptLookup
 from gptcli.generation.steps import SingleSteps
 from gptcli.kernels.tensors import Library
 from gptcli.model.decoder import Decoder
-from gptcli.runtime.engine import Extension, never_cancelled, no_progress
+from gptcli.runtime.engine import Extension, keep_common, never_cancelled, no_progress
 from gptcli.runtime.program_cache import ProgramCache
-from gptcli.runtime.torch_engine import TextCache, TorchEngine
+from gptcli.runtime.torch_engine import TensorRows, TextCache, TorchEngine
 from gptcli.settings import SamplingConfig, StopConfig
 from tests.parity.test_families import IDS, ROW, engine_of, needed_library, relative_error
 
@@ -60,7 +60,7 @@ def test_a_prompt_that_is_run_again_runs_its_last_token_only(engine: TorchEngine
     cache = cached(engine, IDS[:20])
     for token in IDS[20:30]:
         engine.decode(token, cache)
-    cache.keep_common(IDS[:19])
+    keep_common(cache, IDS[:19])
     assert cache.length == 19
     assert goes_on(engine, cache, IDS[:20])
 
@@ -68,10 +68,10 @@ def test_a_prompt_that_is_run_again_runs_its_last_token_only(engine: TorchEngine
 def test_a_text_that_leaves_a_prompt_before_its_end_runs_again_from_an_earlier_mark(engine: TorchEngine) -> None:
     cache = cached(engine, IDS[:20])
     engine.prefill(IDS[20:40], cache)
-    cache.keep_common([*IDS[:25], 5, 6])
+    keep_common(cache, [*IDS[:25], 5, 6])
     assert cache.length == 20
     assert goes_on(engine, cache, [*IDS[:25], 5, 6])
-    cache.keep_common([*IDS[:9], 7])
+    keep_common(cache, [*IDS[:9], 7])
     assert cache.length == 0
     assert goes_on(engine, cache, [*IDS[:9], 7])
 
@@ -86,7 +86,7 @@ def test_a_scan_in_short_chunks_is_the_scan_in_one(engine: TorchEngine, monkeypa
 def test_a_text_that_goes_on_keeps_all_of_its_cache(engine: TorchEngine) -> None:
     cache = cached(engine, IDS[:20])
     engine.decode(IDS[20], cache)
-    cache.keep_common(IDS)
+    keep_common(cache, IDS)
     assert cache.length == 21
     assert goes_on(engine, cache, IDS)
 
@@ -134,7 +134,8 @@ def test_copies_go_their_own_ways_and_the_prompt_can_be_continued_after_them(eng
 @pytest.mark.parametrize("library", ["torch"], indirect=True)  # a program has no rows of one cache
 def test_rows_go_their_own_ways_and_the_prompt_can_be_continued_after_them(engine: TorchEngine) -> None:
     cache = cached(engine, IDS[:20])
-    rows = engine.rows(cache, 3)
+    rows = TensorRows(engine)
+    rows.begin(cache, 3)
     texts = [[*IDS[:20], token] for token in (5, 6, 7)]
     rows.step([5, 6, 7])
     rows.drop(0)
@@ -147,14 +148,14 @@ def test_rows_go_their_own_ways_and_the_prompt_can_be_continued_after_them(engin
 def test_choices_after_one_prompt_do_not_run_it_again(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     run, ran = engine._run, []
 
-    def counting(tokens: Any, cache: Any, wanted: int = 1) -> Tensor:
-        ran.append(len(tokens))
-        return run(tokens, cache, wanted)
+    def counting(text: Extension) -> Tensor:
+        ran.append(len(text.tokens))
+        return run(text)
 
     monkeypatch.setattr(engine, "_run", counting)
     cache = engine.new_cache()
     for choice in ([5, 6], [7, 8]):
-        cache.keep_common(IDS[:19])
+        keep_common(cache, IDS[:19])
         inputs = [*IDS[:20], *choice[:-1]]
         scores = [each for some in engine.score_tokens(inputs[cache.length :], cache, choice, 96, 0) for each in some]
         wanted = engine.logits([*IDS[:20], choice[0]])[-2:].log_softmax(-1)
@@ -206,10 +207,10 @@ def test_nothing_is_drafted_and_the_text_is_the_same(engine: TorchEngine) -> Non
 def test_samples_run_their_prompt_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needed_library()
     lm = gptcli.load(ROW["qwen3_5"].make(tmp_path), device="cpu", dtype="fp32")
-    engine = lm.torch_engine()
+    engine = lm.full_engine()
     run, ran = engine._run_texts, list[int]()
     monkeypatch.setattr(
-        engine, "_run_texts", lambda texts: ran.extend(len(text.tokens) for text in texts) or run(texts)
+        engine, "_run_texts", lambda texts, *rest: ran.extend(len(text.tokens) for text in texts) or run(texts, *rest)
     )
     prompt = lm.tokenizer.encode(
         "In a small town there lived a clockmaker. The clockmaker had 3 clocks, and 12 small bells. 1 2 3 4"

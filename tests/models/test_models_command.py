@@ -138,10 +138,10 @@ def test_verify_finds_a_flipped_bit(file: str, models: Cli, imported: Path) -> N
 
 
 def test_verify_lists_what_is_left_over_and_what_it_comes_to(models: Cli, tmp_path: Path) -> None:
-    asked = {"num_beams": 4, "typical_p": 0.9, "max_new_tokens": 9, "top_h": 0.5, "guidance_scale": 2, "top_k": 3}
+    asked = {"num_beams": 4, "epsilon_cutoff": 0.9, "max_new_tokens": 9, "top_h": 0.5, "guidance_scale": 2, "top_k": 3}
     model = make_model(tmp_path / "model", generation_config=asked | {"do_sample": True})
     result = models("verify", model)
-    lines, names = result.text.splitlines(), "max_new_tokens, num_beams, top_h, typical_p, guidance_scale"
+    lines, names = result.text.splitlines(), "max_new_tokens, num_beams, top_h, epsilon_cutoff, guidance_scale"
     assert (result.code, result.err) == (0, "")
     assert f"note  not done, though generation_config.json asks for it: {names}" in lines
     assert lines[-1].endswith(f"; texts may differ by {names}")

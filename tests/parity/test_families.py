@@ -31,7 +31,7 @@ from gptcli.runtime.device_plan import DevicePlan
 from gptcli.runtime.engine import Extension
 from gptcli.runtime.fast_start.snapshot_engine import SnapshotEngine, SnapshotLogits
 from gptcli.runtime.fast_start.snapshot_file import read, write
-from gptcli.runtime.torch_engine import TorchEngine
+from gptcli.runtime.torch_engine import TensorRows, TorchEngine
 from tests.cuda.fake_cuda import OnTheDevice, fake_cuda, fake_model
 from tests.cuda.recorder import record
 from tests.parity.configs import DELTA, GEMMA3_ROPES, GPT, LATENT, LONGROPE, MINISTRAL, QWEN_MOE, YARN
@@ -580,7 +580,8 @@ def decoded(engine: TorchEngine) -> Tensor:
     engine.prefill(IDS[:25], cache)
     steps = 20 if engine.decoder.config.rope_borders else 12
     logits = [engine.decode(token, cache)[None] for token in IDS[25 : 25 + steps]]
-    rows = engine.rows(cache, 3)
+    rows = TensorRows(engine)
+    rows.begin(cache, 3)
     logits += [torch.stack(list(rows.step([token, token + 1, token + 2]))) for token in IDS[:5]]
     rows.drop(0)
     logits.append(torch.stack(list(rows.step([5, 6]))))

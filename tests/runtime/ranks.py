@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.runtime.engine import Extension
+from gptcli.runtime.engine import Extension, keep_common
 from gptcli.runtime.loader import Loader
 from gptcli.runtime.ranks import ranks_here
 from gptcli.runtime.torch_engine import TextCache, TorchEngine
@@ -25,14 +25,14 @@ def together(engine: TorchEngine, texts: Iterable[tuple[TextCache, list[int]]]) 
 
 def outputs(folder: Path, runtime: RuntimeConfig) -> dict[str, torch.Tensor]:
     """Logits of IDS as a prompt, of texts that share steps, and after a text is truncated; scores of all IDS."""
-    engine = Loader(ModelFolder.open(folder), runtime, ctx_size=64, announced=None).load_with_torch()
+    engine = Loader(ModelFolder.open(folder), runtime, ctx_size=64, announced=None).load_full()
     cache = engine.new_cache()
     prompt = engine.prefill(IDS[:20], cache)
     assert prompt is not None
     caches = [engine.copy_of(cache, length) for length in (20, 20, 7)]
     shared = together(engine, [*zip(caches, [[5], [6], IDS[7:11]], strict=True), (engine.new_cache(), IDS[:3])])
     after_end = together(engine, zip(caches[1:], [[8], [9]], strict=True))
-    cache.keep_common(IDS[:12])
+    keep_common(cache, IDS[:12])
     again = engine.prefill(IDS[12:], cache)
     assert again is not None
     chunks = engine.score_tokens(IDS, engine.new_cache(), IDS[1:], 96, 0)

@@ -21,7 +21,7 @@ from gptcli.kernels import bindings
 from gptcli.runtime import device_plan as device
 from gptcli.runtime import resource_limits
 from gptcli.runtime.device_plan import plan_for
-from gptcli.runtime.engine import Engine, Extension
+from gptcli.runtime.engine import Engine, Extension, keep_common
 from gptcli.runtime.fast_start.snapshot_engine import SnapshotEngine
 from gptcli.runtime.program_cache import ProgramCache
 from gptcli.settings import RuntimeConfig
@@ -55,7 +55,7 @@ def test_logits_are_the_same_however_a_text_is_cut_and_whatever_the_cache_held_b
     other = tokens[: data.draw(st.integers(0, len(tokens)))] + data.draw(st.lists(st.integers(3, 303), max_size=9))
     if other:
         tiny.engine.prefill(other, cache)
-    cache.keep_common(tokens[:-1])
+    keep_common(cache, tokens[:-1])
     ends = sorted({cut for cut in cuts if cache.length < cut < len(tokens)} | {len(tokens)})
     for end in ends:
         logits = tiny.engine.prefill(tokens[cache.length : end], cache)
@@ -69,7 +69,7 @@ def test_logits_are_the_same_however_a_text_is_cut_and_whatever_the_cache_held_b
 def test_texts_of_any_lengths_that_share_steps_are_what_each_is_alone(
     tiny: LanguageModel, texts: list[list[int]], data: st.DataObject
 ) -> None:
-    engine = tiny.torch_engine()
+    engine = tiny.full_engine()
     running = list[tuple[ProgramCache, list[int]]]()
     for _ in range(6):
         if texts and (not running or data.draw(st.booleans())):  # one more text joins, perhaps with a common beginning
@@ -127,8 +127,8 @@ def test_a_cancelled_prefill_stops_within_a_chunk(long: LanguageModel, monkeypat
 def test_a_prefill_is_cancelled_in_the_middle_of_a_step(
     long: LanguageModel, monkeypatch: pytest.MonkeyPatch, fast_start: bool
 ) -> None:
-    engine: Engine = long.torch_engine()
-    snapshot, library = long.torch_engine().snapshot(2048), engine.library
+    engine: Engine = long.full_engine()
+    snapshot, library = long.full_engine().snapshot(2048), engine.library
     if snapshot is None or library is None:
         pytest.skip("torch runs the steps")
     if fast_start:

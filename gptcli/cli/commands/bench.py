@@ -53,7 +53,7 @@ def bench(
         if lengths[-1] + decode_tokens > lm.ctx_size:
             raise UsageError(f"{lengths[-1]} + {decode_tokens} tokens are beyond the context of {lm.ctx_size}")
         load_model(lm, activity)
-        engine = lm.torch_engine()
+        engine = lm.full_engine()
         engine.prefill([0], engine.new_cache())
         first_token_s = time.time() - psutil.Process().create_time()
     from gptcli.runtime.bench import Bandwidth, measure, peak_device_memory, peak_memory
@@ -62,10 +62,11 @@ def bench(
     with interruptible() as cancelled:  # without a progress line, whose thread would cost time
         engine.prefill([0] * (lengths[-1] + decode_tokens), engine.new_cache(), cancelled=cancelled)
         # The peaks come first: measuring the bandwidth takes memory.
-        peaks = {"peak_memory": peak_memory(), "peak_device_memory": peak_device_memory(engine.plan.device)}
-        bandwidth = Bandwidth(engine.plan.device, engine.library)
+        peaks = {"peak_memory": peak_memory(), "peak_device_memory": peak_device_memory(engine.device_name)}
+        bandwidth = Bandwidth(engine.device_name, engine.library)
+        vocabulary = lm.folder.architecture.config.vocab_size
         for length in lengths:
-            point = measure(engine, length, decode_tokens, repeats, bandwidth, cancelled)
+            point = measure(engine, vocabulary, length, decode_tokens, repeats, bandwidth, cancelled)
             if point is None:
                 raise KeyboardInterrupt
             points.append(point)
@@ -80,7 +81,7 @@ def bench(
 
 
 def _facts(run: RunOptions, lm: LanguageModel, first_token_s: float, bandwidth: float) -> dict[str, Any]:
-    engine = lm.torch_engine()
+    engine = lm.full_engine()
     return {
         "model": lm.name,
         "parameters": lm.folder.parameter_count,

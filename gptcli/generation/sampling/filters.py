@@ -1,7 +1,7 @@
 """The filters that a model's logits pass before a token is drawn: pure functions.
 
-A constraint's mask is first, then bans. The rest is in llama.cpp's order: bias, penalties, top-k, top-p, min-p,
-temperature. `kernels/c/sample.c` has the same in C.
+A constraint's mask is first, then bans. The rest is in llama.cpp's order: bias, penalties, top-k, typical-p, top-p,
+min-p, temperature. `kernels/c/sample.c` has the same in C, but for typical-p.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from gptcli.settings import MAX_TEMPERATURE, SamplingConfig
 
 # More candidates than carry probability in practice, at a twentieth of the cost of sorting a vocabulary.
 _FIRST_CANDIDATES = 1024
+# Filters that keep the first tokens only, so that the vocabulary need not be sorted. Others get all of it.
+_FROM_THE_TOP = frozenset({"top_p", "min_p"})
 
 
 def keep_allowed(logits: Tensor, allowed: Tensor) -> Tensor:
@@ -53,21 +55,39 @@ def keep_top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return logits.topk(min(k or len(logits), len(logits)))
 
 
+def keep_typical_p(ordered: Tensor, p: float) -> Tensor:
+    """Keeps tokens whose information is nearest to the entropy, until they sum to at least p (Meister et al., 2023).
+
+    ordered: logits (n,). Returns which to keep, (n,) bool.
+    """
+    information = -ordered.log_softmax(0)
+    entropy = (information * (-information).exp()).nansum()
+    distances = (information - entropy).abs()
+    nearest, order = distances.sort()
+    before = (ordered[order].softmax(0).cumsum(0) < p).sum().clamp(max=len(ordered) - 1)
+    kept: Tensor = distances <= nearest[before]
+    return kept
+
+
 def keep_top_p(ordered: Tensor, p: float, total: Tensor) -> Tensor:
     """Keeps the fewest tokens whose probabilities sum to at least p (Holtzman et al., 2020).
 
-    ordered: descending logits (n,). total: logsumexp of the whole distribution, which `ordered` may only begin.
+    ordered: descending logits (n,). total: logsumexp of the whole distribution, which `ordered` may only begin. Returns
+    which to keep, (n,) bool.
     """
     if p == 1:
-        return ordered  # fp32 sums reach 1 long before the last token
+        return torch.ones_like(ordered, dtype=torch.bool)  # fp32 sums reach 1 long before the last token
     before = (ordered - total).exp().cumsum(0).roll(1)
     before[0] = -1  # the first stays, even where p is 0 in fp32
-    return ordered[before < p]
+    return before < p
 
 
 def keep_min_p(ordered: Tensor, p: float) -> Tensor:
-    """Keeps those of descending logits (n,) at least p times as probable as the first (Nguyen et al., 2024)."""
-    return ordered if p == 0 else ordered[ordered >= ordered[0] + math.log(p)]
+    """Keeps those of descending logits (n,) at least p times as probable as the first (Nguyen et al., 2024).
+
+    Returns which to keep, (n,) bool.
+    """
+    return ordered >= ordered[0] + (math.log(p) if p else -math.inf)
 
 
 @dataclass(frozen=True)
@@ -110,21 +130,26 @@ def stages(
         best = logits.argmax(0, keepdim=True)
         yield Stage("greedy", logits[best], best)
         return
-    cuts = list(_cuts(config))
-    if not config.top_k and not cuts:
+    active = list(cuts(config))
+    if not config.top_k and not active:
         yield Stage("temperature", _at_temperature(logits, logits.max(), config))
         return
+    whole = whole or not _FROM_THE_TOP.issuperset(name for name, _ in active)
     ordered, ids, total = _candidates(logits, config, whole)
     if config.top_k:
         yield Stage("top_k", ordered, ids)
-    for name, cut in cuts:
-        ordered = cut(ordered, total)
-        yield Stage(name, ordered, ids[: len(ordered)])
-    yield Stage("temperature", _at_temperature(ordered, ordered[0], config), ids[: len(ordered)])
+    for name, cut in active:
+        kept = cut(ordered, total).nonzero()[:, 0]
+        ordered, ids = ordered[kept], ids[kept]
+        total = ordered.logsumexp(0)
+        yield Stage(name, ordered, ids)
+    yield Stage("temperature", _at_temperature(ordered, ordered[0], config), ids)
 
 
-def _cuts(config: SamplingConfig) -> Iterator[tuple[str, Callable[[Tensor, Tensor], Tensor]]]:
-    """The active filters after top-k: each keeps a prefix of descending logits (n,), given the total for top-p."""
+def cuts(config: SamplingConfig) -> Iterator[tuple[str, Callable[[Tensor, Tensor], Tensor]]]:
+    """The active filters after top-k: which of descending logits (n,) each keeps, given their logsumexp."""
+    if config.typical_p < 1:
+        yield "typical_p", lambda ordered, total: keep_typical_p(ordered, config.typical_p)
     if config.top_p < 1:
         yield "top_p", lambda ordered, total: keep_top_p(ordered, config.top_p, total)
     if config.min_p > 0:

@@ -45,7 +45,7 @@ def make_sampler(
     tokenizer: Tokenizer,
     config: SamplingConfig,
     *,
-    banned: frozenset[int],
+    banned: frozenset[int] = frozenset(),
     logprobs: int | None = None,
     explain: bool = False,
 ) -> Sampler:

@@ -69,7 +69,6 @@ class CachePool:
             best.truncate(longest)
             return best
         try:
-            copied: Cache = self._engine.copy_of(best, longest)
+            return self._engine.copy_of(best, longest)
         except OutOfMemory:
             return None
-        return copied

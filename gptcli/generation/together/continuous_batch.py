@@ -11,7 +11,7 @@ from gptcli.errors import GptcliError, NonFiniteLogits, OutOfMemory
 from gptcli.generation.together.cache_pool import CachePool
 from gptcli.generation.together.job import Job
 from gptcli.model.cache.common_prefix import common_length
-from gptcli.runtime.engine import MOST_ROWS, Engine, Extension
+from gptcli.runtime.engine import MOST_ROWS, Cache, Engine, Extension
 
 STEP_TOKENS = 512  # of a step at most, so that no text waits long for the prompts of others
 
@@ -90,34 +90,33 @@ class ContinuousBatch:
     def _planned(self) -> dict[Job, Extension]:
         """The tokens of each text that the next step runs."""
         parts = dict[Job, Extension]()
-        drawing = [job for job in self._running if job.cache is not None and job.uncached == 1]
+        drawing = [(job, job.cache) for job in self._running if job.cache is not None and job.uncached == 1]
         left = STEP_TOKENS - len(drawing)
-        for job in drawing:
-            most = min(left, job.engine.most_ahead(job.cache)) if job.completion.constraint is not None else 0
+        for job, cache in drawing:
+            most = min(left, job.engine.most_ahead(cache)) if job.completion.constraint is not None else 0
             ahead = job.completion.forced_next(most)
             left -= len(ahead)
-            parts[job] = Extension(job.cache, [job.completion.history[-1], *ahead], 1 + len(ahead))
+            parts[job] = Extension(cache, [job.completion.history[-1], *ahead], 1 + len(ahead))
         for job in self._running:
-            if job not in parts and left > 0 and (job.cache is not None or self._begins(job)):
-                start = job.cache.length if job.cache else 0
-                tokens = job.completion.history[start : start + left]
-                if 1 < len(tokens) == job.uncached and not job.engine.most_ahead(job.cache):
+            if job not in parts and left > 0 and (own := job.cache or self._begin(job)) is not None:
+                tokens = job.completion.history[own.length : own.length + left]
+                if 1 < len(tokens) == job.uncached and not job.engine.most_ahead(own):
                     tokens = tokens[:-1]  # a state can be copied only at the end of a step
                 left -= len(tokens)
-                parts[job] = Extension(job.cache, tokens)
+                parts[job] = Extension(own, tokens)
         return parts
 
-    def _begins(self, job: Job) -> bool:
-        """Gives a text its cache, unless a text before it is still running their common prefix."""
+    def _begin(self, job: Job) -> Cache | None:
+        """Gives a text its cache; None while a text before it is still running their common prefix."""
         prompt = job.completion.history[:-1]
         pool = self._pools.setdefault(job.engine, CachePool(job.engine))
         enough = pool.most_common(prompt) + pool.worth_copying(prompt)
         for other in self._running[: self._running.index(job)]:
             if other.engine is job.engine and other.uncached > 1:
                 if common_length(other.completion.history, prompt) >= enough:
-                    return False
+                    return None
         job.begin(pool.take(prompt))
-        return True
+        return job.cache
 
     def _retry_without_memory(self) -> None:
         """Retries texts that ran out of memory: after kept caches are freed, or once the newest text waits."""

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gptcli.model.cache.common_prefix import common_length
 from gptcli.model.cache.state import States
 from gptcli.model.config import CACHE_STEP, DecoderConfig
 
@@ -163,10 +162,6 @@ class KVCache:
             tensors[:] = [tensor[:, :, :0].clone() for tensor in tensors]
         self._room = dict.fromkeys(self._room, 0)
         self.moves += 1
-
-    def keep_common(self, prompt: Sequence[int]) -> None:
-        """Keeps the longest prefix that it shares with the prompt."""
-        self.truncate(common_length(self.tokens, prompt))
 
     def fill(self, caches: Sequence[KVCache]) -> None:
         """Copies other caches, each of one row, into its rows. Their texts must be equally long and windowed alike."""

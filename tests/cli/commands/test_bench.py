@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import gptcli
-from gptcli.runtime.bench import weight_bytes
+from gptcli.runtime.weight_bytes import weight_bytes
 from tests.cli.conftest import Cli
 from tests.parity.reference import write_reference
 from tests.quant.repacked import decoder_of

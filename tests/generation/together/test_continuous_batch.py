@@ -51,7 +51,7 @@ def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory)
             make_model(path, **CONFIGS.get(request.param.split()[0], {}))
         lm = gptcli.load(path, device="cpu", dtype="fp32", ctx_size=64)
         if request.param == "recorded":
-            lm.torch_engine()._recorded = RecordedSteps(lm.torch_engine().decoder, record)
+            lm.full_engine()._recorded = RecordedSteps(lm.full_engine().decoder, record)
         yield lm
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import gptcli
 from gptcli import Finished, LanguageModel, TextDelta
 from gptcli.cuda.graph import RecordedSteps
+from gptcli.cuda.static_step import Outputs
 from gptcli.errors import ContextOverflow, UsageError
 from gptcli.generation.steps import SharedSteps
 from gptcli.runtime import device_plan as device
@@ -32,7 +35,7 @@ def lm(request: pytest.FixtureRequest, tiny_model: Path) -> LanguageModel:
         patch.setattr(device, "kernels", lambda: kernels)
         lm = gptcli.load(tiny_model, device="cpu", dtype="fp32", ctx_size=64)
         if request.param == "recorded":
-            lm.torch_engine()._recorded = RecordedSteps(lm.torch_engine().decoder, record)
+            lm.full_engine()._recorded = RecordedSteps(lm.full_engine().decoder, record)
         return lm
 
 
@@ -98,7 +101,7 @@ def test_more_than_fit_into_a_step_take_turns_and_run_the_prompt_once(
 ) -> None:
     monkeypatch.setattr(engine, "MOST_ROWS", 3)
     prefilled, steps = list[int](), steps_of(lm, monkeypatch)
-    if lm.engine.records_rows:
+    if lm.engine.new_rows() is not None:
         run = lm.engine.prefill
         monkeypatch.setattr(lm.engine, "prefill", lambda ids, *rest: prefilled.append(len(ids)) or run(ids, *rest))
     else:
@@ -110,6 +113,25 @@ def test_more_than_fit_into_a_step_take_turns_and_run_the_prompt_once(
     got = together(lm, samplings, StopConfig())
     assert prefilled[0] == len(PROMPT) and set(prefilled[1:]) == {1}
     assert max(steps) == 3
+    assert [facts(*one) for one in got] == [facts(*one) for one in alone(lm, samplings, StopConfig())]
+
+
+def test_samples_whose_steps_cannot_be_recorded_go_on_as_texts_of_any_length(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(run: Callable[[], Outputs], device: torch.device) -> Callable[[], Outputs]:
+        raise RuntimeError("no graphs here")
+
+    monkeypatch.setattr(device, "kernels", lambda: None)
+    monkeypatch.setattr(engine, "MOST_ROWS", 3)
+    lm = gptcli.load(tiny_model, device="cpu", dtype="fp32", ctx_size=64)
+    full = lm.full_engine()
+    full._recorded = RecordedSteps(full.decoder, refused)
+    steps, extend = list[int](), full.extend
+    monkeypatch.setattr(full, "extend", lambda texts: steps.append(len(texts)) or extend(texts))
+    samplings = VARIED.for_samples(7)
+    got = together(lm, samplings, StopConfig())
+    assert full.new_rows() is None and max(steps) == 3
     assert [facts(*one) for one in got] == [facts(*one) for one in alone(lm, samplings, StopConfig())]
 
 
