@@ -238,6 +238,7 @@ def test_a_conversation_is_left_and_continued(town: Chat) -> None:
     again = Chat(HELLO, "--session", "town")
     again.wait_for(lambda: again.prompts == 2, "prompt")
     assert again.lines[1:3] == ["> one", "Hello."]
+    assert again.screen.buffer[1][2].bold and not again.screen.buffer[2][0].bold
 
 
 def test_the_code_of_an_answer_is_copied() -> None:
