@@ -279,7 +279,8 @@ class Repl:
         if finished.cut_call:
             print_note("cut amid a call of a tool, which is left out")
         if finished.reason == "interrupt":
-            print_note(_INTERRUPTED if answered else f"{_INTERRUPTED}, and the question taken back; /retry asks it again")
+            taken_back = "" if answered else ", and the question taken back; /retry asks it again"
+            print_note(f"{_INTERRUPTED}{taken_back}")
         elif finished.reason == "length":
             whole = finished.usage.completion_tokens == self.session.settings.max_tokens
             at = f"at {tokens(self.session.settings.max_tokens)}; `/set max_tokens N` changes that"
