@@ -97,6 +97,11 @@ class _Steps:
         return [] if self._opened is None else self._opened.notes
 
     @property
+    def has_checksums(self) -> bool:
+        """Whether checksums were recorded when the model was installed."""
+        return bool(self._model.manifest.get("sha256"))
+
+    @property
     def not_done(self) -> tuple[str, ...]:
         """What the model wants of generation and gptcli does not do."""
         if self._opened is None:
@@ -121,8 +126,9 @@ class _Steps:
         self._activity.bytes("comparing checksums", 0, 0)
         if changed := changed_files(self._model.directory, self._model.manifest):
             raise BrokenCheckpoint(f"changed since it was installed: {self._model.path}: {', '.join(changed)}")
-        checksums = self._model.manifest.get("sha256", {})
-        return (True, f"{len(checksums)} files are as installed") if checksums else (None, "no checksums were recorded")
+        if not self.has_checksums:
+            return None, "no checksums were recorded"
+        return True, f"{len(self._model.manifest['sha256'])} files are as installed"
 
     def config(self) -> tuple[bool, str]:
         """Whether all tensors of the model type are there, and fit the memory."""
@@ -200,5 +206,6 @@ def _verdict(steps: _Steps, failure: GptcliError | None) -> str:
         return f"not the same texts as {REFERENCE}: {failure.message.partition(':')[0]}"
     if failure is not None:
         return f"cannot be used: {failure.message.partition(':')[0]}"
-    same = f"the same numbers as {REFERENCE}, as far as can be told here"
-    return f"{same}; texts may differ by {', '.join(steps.not_done)}" if steps.not_done else same
+    not_compared = "logits" if steps.has_checksums else "checksums and logits"
+    done = f"no fault found; {not_compared} were not compared"
+    return f"{done}; texts may differ from {REFERENCE} by {', '.join(steps.not_done)}" if steps.not_done else done

@@ -62,9 +62,16 @@ class RunOptions:
         if not self.output.quiet:
             print_note(message)
 
-    def question(self, argument: str | None) -> str:
-        """The whole prompt, from argument, file and stdin; raises as `read_prompt` does."""
-        return read_prompt(argument, self.prompts.file, self.decoding)
+    def question(self, argument: str | None, *, asks: bool) -> str:
+        """The whole prompt, from argument, file and stdin; raises as `read_prompt` does.
+
+        asks: whether a chat template asks it. Then a line of stdin is noted at a terminal: its newline is read, too.
+        """
+        text = read_prompt(argument, self.prompts.file, self.decoding)
+        from_stdin = argument in (None, "-") and str(self.prompts.file or "-") == "-"
+        if asks and from_stdin and text.find("\n") == len(text) - 1 and sys.stderr and sys.stderr.isatty():
+            self.note("the question ends with a newline, which the model reads; `echo -n` writes none")
+        return text
 
     def system(self) -> str | None:
         """The system message, if there is one. Raises UsageError or InputError."""

@@ -1,9 +1,8 @@
-"""Messages of a conversation, and a conversation as JSON or Markdown."""
+"""Messages of a conversation, as chat APIs write them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -101,22 +100,6 @@ def _part(where: str, part: object) -> str:
         case {"type": "text", "text": str(text), **rest} if not rest.keys() - {"cache_control"}:  # changes no text
             return text
     raise BadMessage(f"{where}.content", f"not supported: parts of {where}.content that are no text")
-
-
-def as_json(messages: Sequence[Message], about: Mapping[str, Any]) -> str:
-    """A conversation as JSON: its messages, after facts such as the model."""
-    whole = {**about, "messages": [message_record(message) for message in messages]}
-    return json.dumps(whole, ensure_ascii=False, indent=2) + "\n"
-
-
-def as_markdown(messages: Sequence[Message], about: Mapping[str, Any]) -> str:
-    """A conversation as Markdown: a list of facts; then for each message a heading, and its text unchanged."""
-    sections = ["".join(f"- {name}: {value}\n" for name, value in about.items())] if about else []
-    for message in messages:
-        heading = message.role.capitalize() + (" (interrupted)" if message.interrupted else "")
-        calls = "".join(f"\n```json\n{json.dumps(call.record['function'])}\n```\n" for call in message.calls)
-        sections.append(f"## {heading}\n\n{message.content.strip()}\n{calls}")
-    return "\n".join(sections)
 
 
 def code_blocks(text: str) -> str:

@@ -191,7 +191,7 @@ def _check_together(run: RunOptions, sessions: SessionOptions, prompt: str | Non
 def _questions(run: RunOptions, sessions: SessionOptions, prompt: str | None) -> list[str]:
     """What to say, message by message. Raises UsageError or InputError."""
     if sessions.script is None:
-        return [run.question(prompt)]
+        return [run.question(prompt, asks=True)]
     return messages_of_script(read_text(unless_dash(sessions.script), run.decoding), str(sessions.script))
 
 

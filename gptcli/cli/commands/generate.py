@@ -78,7 +78,7 @@ def generate(
     if prompts.lines:
         _answer_lines(run, line_prompts(run, prompt), system, samples, stop)
         return
-    text = "" if said and prompt is None and prompts.file is None else run.question(prompt)
+    text = "" if said and prompt is None and prompts.file is None else run.question(prompt, asks=prompts.chat)
     sink = StdoutSink()
     workload = Workload(output.explain, None if stop.max_tokens < 0 else stop.max_tokens)
     with ProgressLine(quiet=output.quiet) as activity, run.open_model(activity, workload) as lm:

@@ -32,6 +32,7 @@ from gptcli.runtime.engine import Workload
 from gptcli.text.chat_templates.chat_template import ChatTemplate
 from gptcli.tools.definitions import ToolCall
 
+_INTERRUPTED = "interrupted"
 _METER = 10  # characters
 _FIRST_ANSWER_S, _LAST_ANSWER_S = 0.1, 0.5  # longest waits for the terminal's background
 
@@ -195,13 +196,18 @@ class Repl:
         asked = max((index for index, each in enumerate(messages) if each.role == "user"), default=len(messages))
         for message in messages[asked:]:
             if message.role != "assistant":
+                bold, normal = ("", "") if is_dumb_terminal() else ("\x1b[1m", "\x1b[m")  # as it was typed
+                self.draw(bold)
                 self.say(f"{clean(excerpt(message.name or ''))}> {excerpt(message.content, 300)}")
+                self.draw(normal)
                 continue
             self._background.wait(_FIRST_ANSWER_S)
             if message.content:
                 with contextlib.closing(self._answer_display(ProgressLine(quiet=True))) as display:
                     display.take(TextDelta(message.content.encode()))
             self._show_calls(message.calls)
+            if message.interrupted:
+                print_note(_INTERRUPTED)
         if messages[asked:]:
             self.say("")
         if self.session.unanswered is not None:
@@ -273,7 +279,8 @@ class Repl:
         if finished.cut_call:
             print_note("cut amid a call of a tool, which is left out")
         if finished.reason == "interrupt":
-            print_note("interrupted" if answered else "interrupted, and the question taken back; /retry asks it again")
+            taken_back = "" if answered else ", and the question taken back; /retry asks it again"
+            print_note(f"{_INTERRUPTED}{taken_back}")
         elif finished.reason == "length":
             whole = finished.usage.completion_tokens == self.session.settings.max_tokens
             at = f"at {tokens(self.session.settings.max_tokens)}; `/set max_tokens N` changes that"

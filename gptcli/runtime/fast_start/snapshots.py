@@ -171,9 +171,10 @@ def drop_snapshot(slot: Slot) -> None:
 
 @dataclass(frozen=True)
 class StoredSnapshot:
-    """A file of weights, of a tokenizer or of a header in the cache. used: seconds since 1970.
+    """A file of weights, of a tokenizer or of a header in the cache, or one left over. used: seconds since 1970.
 
-    model: the directory or GGUF file that it was made from. content: a description, of weights with their dtypes.
+    model: the directory or GGUF file that it was made from; "" if unknown. content: a description, of weights with
+    their dtypes. size: in bytes, of weights with the files that say how to run them.
     """
 
     path: Path
@@ -184,26 +185,32 @@ class StoredSnapshot:
 
 
 def stored_snapshots() -> list[StoredSnapshot]:
-    """Every snapshot, the last used first."""
-    headers: dict[Path, list[tuple[float, snapshot_file.Header]]] = {}
-    for path in snapshot_directory().glob(f"*{_SUFFIX}"):
-        with contextlib.suppress(OSError, InputError, DamagedSnapshot):  # another process may remove it
-            header, used = snapshot_file.read_header(path), path.stat().st_mtime
-            if snapshot_file.has_weights(path, header):
-                headers.setdefault(snapshot_file.weights_of(path, header), []).append((used, header))
+    """Every file of the cache, those of one set of weights together, the last used first."""
+    files = {}
+    for path in snapshot_directory().glob("*"):
+        with contextlib.suppress(OSError):  # another process may remove it
+            files[path] = path.stat()
+    headers: dict[Path, list[tuple[Path, snapshot_file.Header]]] = {}
+    for path in files:
+        with contextlib.suppress(OSError, InputError, DamagedSnapshot):
+            if path.suffix == _SUFFIX:
+                header = snapshot_file.read_header(path)
+                if snapshot_file.has_weights(path, header):
+                    headers.setdefault(snapshot_file.weights_of(path, header), []).append((path, header))
     found = []
-    for path, entries in headers.items():
-        entries.sort(key=lambda entry: -entry[0])
-        used, header = entries[0]
-        source = Path(next(iter(header["key"]["model"])))
+    for weights, entries in headers.items():
+        entries.sort(key=lambda entry: -files[entry[0]].st_mtime)
+        used = files[entries[0][0]].st_mtime
+        size = sum(files.pop(path).st_size for path in [weights, *(path for path, _ in entries)] if path in files)
+        source = Path(next(iter(entries[0][1]["key"]["model"])))
         model = str(source.parent if source.name == "config.json" else source)
         dtypes = dict.fromkeys(header["dtype"] for _, header in entries)
-        found.append(StoredSnapshot(path, model, f"weights in {', '.join(dtypes)}", header["size"], used))
-    for content, suffix in (("tokenizer", TOKENIZERS), ("header", HEADERS)):
-        for path, of_model in models_with_snapshots(suffix).items():
-            with contextlib.suppress(OSError):
-                status = path.stat()
-                found.append(StoredSnapshot(path, str(of_model), content, status.st_size, status.st_mtime))
+        found.append(StoredSnapshot(weights, model, f"weights in {', '.join(dtypes)}", size, used))
+    models = {path: ("tokenizer", str(model)) for path, model in models_with_snapshots(TOKENIZERS).items()}
+    models |= {path: ("header", str(model)) for path, model in models_with_snapshots(HEADERS).items()}
+    for path, status in files.items():
+        content, model = models.get(path, ("left over", ""))
+        found.append(StoredSnapshot(path, model, content, status.st_size, status.st_mtime))
     return sorted(found, key=lambda snapshot: -snapshot.used)
 
 

@@ -178,3 +178,17 @@ def test_a_long_message_is_recalled_folded_and_sent_whole(chat: Chat) -> None:
     later.expect(". [pasted 311 lines]")
     later.ask("")
     assert said() == [f"see {LINES}"] * 2
+
+
+@pytest.mark.parametrize("length", [1, 37, 38, 39, 75, 76, 77])
+def test_a_message_as_wide_as_the_screen_leaves_no_empty_line(length: int) -> None:
+    chat = Chat(HELLO, width=40).ready()
+    chat.ask("x" * length)
+    assert "" not in chat.lines[chat.lines.index("Hello.") - 3 : chat.lines.index("Hello.")]
+
+
+def test_a_message_of_several_lines_as_wide_as_the_screen_leaves_no_empty_line() -> None:
+    chat = Chat(HELLO, width=40).ready()
+    chat.type("x" * 38 + "\n" + "y" * 38, "y" * 38)
+    chat.ask("")
+    assert chat.lines[-6:-3] == [f"> {'x' * 38}", f". {'y' * 38}", "Hello."]

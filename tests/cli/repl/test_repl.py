@@ -73,6 +73,8 @@ def test_ctrl_c_stops_an_answer_keeps_it_and_the_chat_goes_on(endless: Chat) -> 
     replies = [event for event in events if event.get("role") == "assistant"]
     assert [reply["interrupted"] for reply in replies] == [True, True]
     assert replies[0]["content"].startswith("word word word")
+    again = Chat(HELLO, "--continue").ready(2)
+    assert "note: interrupted" in again.lines
 
 
 def test_ctrl_c_clears_the_line_and_hints_at_ctrl_d_on_an_empty_one(chat: Chat) -> None:

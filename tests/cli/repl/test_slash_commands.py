@@ -12,6 +12,7 @@ import pytest
 from gptcli.cli.repl.commands.command_table import COMMANDS
 from gptcli.cli.repl.commands.slash_command import find
 from gptcli.errors import UsageError
+from gptcli.training.documents import Conversation, document_of
 from tests.cli.chat_terminal import HELLO, Chat, said, sessions, state
 from tests.cli.scripted import Script
 from tests.tiny import make_model
@@ -237,6 +238,7 @@ def test_a_conversation_is_left_and_continued(town: Chat) -> None:
     again = Chat(HELLO, "--session", "town")
     again.wait_for(lambda: again.prompts == 2, "prompt")
     assert again.lines[1:3] == ["> one", "Hello."]
+    assert again.screen.buffer[1][2].bold and not again.screen.buffer[2][0].bold
 
 
 def test_the_code_of_an_answer_is_copied() -> None:
@@ -254,6 +256,43 @@ def test_an_export_is_a_new_file(chat: Chat, tmp_path: Path) -> None:
     about, text = re.sub(r"\s+", " ", file.read_text()).split(" ## ", 1)
     assert about.startswith("- model: /") and text == "User one ## Assistant Hello. "
     assert "File exists" in " ".join(answer_to(chat, f"/export md {file}"))
+
+
+def test_an_export_has_the_settings_in_effect_and_those_that_nobody_changed(chat: Chat, tmp_path: Path) -> None:
+    chat.ask("/set top_k 7")
+    chat.ask("one")
+    for ending in ("md", "txt", "html", "json"):
+        answer_to(chat, f"/export {tmp_path}/chat.{ending}")
+    for ending in ("md", "txt", "html"):
+        text = (tmp_path / f"chat.{ending}").read_text()
+        assert re.search(r"top_k: 7\b", text) and re.search(r"max_tokens: 1024\b", text) and ": none" not in text
+    exported = json.loads((tmp_path / "chat.json").read_text())
+    assert (exported["top_k"], exported["max_tokens"], exported["regex"]) == (7, 1024, None)
+    assert len(exported["messages"]) == 2
+
+
+def test_an_exported_page_escapes_what_was_said(chat: Chat, tmp_path: Path) -> None:
+    chat.ask("<script>1 & 2</script>")
+    answer_to(chat, f"/export {tmp_path}/chat.HTML")
+    page = (tmp_path / "chat.HTML").read_text()
+    assert '<p dir="auto">&lt;script&gt;1 &amp; 2&lt;/script&gt;</p>' in page and "<script" not in page
+
+
+def test_an_exported_line_is_training_data(chat: Chat, tmp_path: Path) -> None:
+    chat.ask("/system Be brief.")
+    chat.ask("one")
+    answer_to(chat, f"/export {tmp_path}/chat.jsonl")
+    (line,) = (tmp_path / "chat.jsonl").read_text().splitlines()
+    document, used = document_of(json.loads(line), "chat.jsonl")
+    assert isinstance(document, Conversation) and used == {"messages", "tools"}
+    assert [message.content for message in document.messages] == ["Be brief.", "one", "Hello."]
+
+
+def test_an_export_in_another_form_is_refused_with_those_there_are(chat: Chat, tmp_path: Path) -> None:
+    chat.ask("one")
+    shown = " ".join(answer_to(chat, f"/export {tmp_path}/chat.pdf"))
+    assert "error: export as what?" in shown and ".md, .txt, .html, .json, .jsonl" in shown
+    assert not list(tmp_path.glob("chat.*"))
 
 
 def test_a_dumb_terminal_has_no_clipboard() -> None:

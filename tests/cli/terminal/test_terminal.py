@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
 from gptcli.cli.terminal.columns import wrapped
+from tests.cli.conftest import SCRIPTED
 from tests.cli.scripted import Script
-from tests.cli.terminal.pty_terminal import show
+from tests.cli.terminal.pty_terminal import Terminal, show
 
 pytestmark = pytest.mark.usefixtures("tiny_by_default")
 
@@ -34,6 +37,26 @@ def test_a_question_that_was_only_continued_gets_a_hint() -> None:
     because = Script(pieces=["Because."])
     assert show(because, prompt="Why?").lines[1] == "gptcli: note: this continued the question; --chat asks it"
     assert show(because, "--chat", prompt="Why?").lines == ["Because."]
+
+
+@pytest.mark.parametrize(
+    ("written", "command", "noted"),
+    [
+        ("Why?\\n", "generate --chat", True),
+        ("Why?\\n", "chat", True),
+        ("Why?", "chat", False),
+        ("Why?\\n", "chat -q", False),
+        ("Why?\\n", "chat 'Answer briefly.'", False),
+        ("It rains.\\nWhy?\\n", "chat", False),
+        ("Why\\n", "generate", False),
+    ],
+)
+def test_a_newline_after_a_piped_question_is_noted(written: str, command: str, noted: bool) -> None:
+    pipe = f"printf '{written}' | {shlex.join(SCRIPTED)} {command}"
+    terminal = Terminal("sh", "-c", pipe, environment=Script(pieces=["Because."]).environment())
+    terminal.finish()
+    note = "gptcli: note: the question ends with a newline, which the model reads; `echo -n` writes none"
+    assert " ".join(terminal.lines) == (f"{note} Because." if noted else "Because.")
 
 
 def test_control_characters_are_shown_and_not_obeyed() -> None:

@@ -8,6 +8,7 @@ from gptcli.cli.repl.commands import conversation_commands as chat
 from gptcli.cli.repl.commands import display_commands as show
 from gptcli.cli.repl.commands import tab_completion as complete
 from gptcli.cli.repl.commands.slash_command import Command
+from gptcli.cli.repl.exports import FORMS
 
 
 def _command_names(argument: str) -> Iterable[str]:
@@ -54,8 +55,8 @@ COMMANDS = (
     Command("sessions", "", "Lists saved conversations.", "/sessions", chat.list_sessions),
     Command("fork", "[NAME]", "Goes on in a copy. The conversation so far stays as it is.", "/fork plan-b", chat.fork),
     Command(
-        "export", "FILE|md|json", "Writes the conversation to a file or the screen.", "/export chat.md",
-        chat.export, complete.exports,
+        "export", "FILE|FORM", "Writes the conversation to a file or the screen. The file's ending tells the form: "
+        f"{', '.join(FORMS)}.", "/export chat.md", chat.export, complete.exports,
     ),
     Command("copy", "[code]", "Copies the last answer, or its code, to the clipboard.", "/copy code",
             chat.copy_answer, lambda argument: ("code",)),

@@ -16,6 +16,7 @@ from gptcli.cli.options import MAX_INPUT
 from gptcli.cli.prompt_input import Decoding, read_text
 from gptcli.cli.repl.answer_display import SHOW_THINKING
 from gptcli.cli.repl.commands.slash_command import Leave, ReplControls, parse_switch
+from gptcli.cli.repl.exports import FORMS
 from gptcli.cli.repl.prompt.clipboard import copy
 from gptcli.cli.run_options import note_unheld
 from gptcli.cli.terminal.columns import excerpt, fitted, terminal_columns, width
@@ -24,10 +25,8 @@ from gptcli.cli.terminal.stdout import clean
 from gptcli.errors import InputError, ModelNotFound, OutputError, UsageError
 from gptcli.language_model import ChatSession
 from gptcli.models.catalog import SEE_MODELS, local_models
-from gptcli.text.messages import as_json, as_markdown, code_blocks
+from gptcli.text.messages import code_blocks
 from gptcli.tools.definitions import parse_tools, tool_name, tool_properties
-
-_EXPORTS = {"md": as_markdown, "json": as_json}
 
 
 def exit(repl: ReplControls, _: str) -> NoReturn:
@@ -266,13 +265,17 @@ def fork(repl: ReplControls, name: str) -> None:
 
 
 def export(repl: ReplControls, argument: str) -> None:
-    """Writes the conversation as Markdown or JSON, with model and settings."""
+    """Writes the conversation, with the model and the settings in effect, in a form of `exports.FORMS`."""
     form, _, name = argument.partition(" ")
-    if form not in _EXPORTS:
-        form, name = Path(argument).suffix[1:], argument
-    if form not in _EXPORTS:
-        raise UsageError("export as what?", hint="/export FILE.md or /export FILE.json; /export md shows it")
-    text = _EXPORTS[form](repl.session.messages, {"model": repl.session.lm.reference, **repl.session.settings.record})
+    if form not in FORMS:
+        form, name = Path(argument).suffix[1:].lower(), argument
+    if form not in FORMS:
+        forms = ", ".join(f".{each}" for each in FORMS)
+        raise UsageError("export as what?", hint=f"/export FILE, which ends in one of {forms}; /export md shows it")
+    values = {key: value for key, value in _settings_in_use(repl).items() if key != SHOW_THINKING}
+    if form not in ("json", "jsonl"):
+        values = {key: _spelled(key, value) for key, value in values.items() if value not in (None, ())}
+    text = FORMS[form](repl.session.messages, {"model": repl.session.lm.reference, **values})
     if not name:
         repl.draw(clean(text))  # as it is, to be copied
         return

@@ -13,6 +13,7 @@ from prompt_toolkit.document import Document
 from gptcli.chat.storage import session_names
 from gptcli.cli.repl.answer_display import SHOW_THINKING
 from gptcli.cli.repl.commands.slash_command import Command, find
+from gptcli.cli.repl.exports import FORMS
 from gptcli.errors import GptcliError
 from gptcli.models.catalog import local_models
 from gptcli.settings import ChatSettings, Overflow, ReasoningEffort
@@ -83,7 +84,7 @@ def sessions(argument: str) -> Iterable[str]:
 def exports(argument: str) -> Iterable[str]:
     """Export formats and paths."""
     form, blank, start = argument.partition(" ")
-    return [f"{form} {path}" for path in paths(start)] if blank else ("md", "json", *paths(argument))
+    return [f"{form} {path}" for path in paths(start)] if blank else (*FORMS, *paths(argument))
 
 
 def paths(argument: str) -> list[str]:

@@ -22,7 +22,7 @@ from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.input import Input, create_input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
-from prompt_toolkit.layout import ConditionalContainer, FormattedTextControl, HSplit, Window
+from prompt_toolkit.layout import ConditionalContainer, FormattedTextControl, HSplit, UIContent, UIControl, Window
 from prompt_toolkit.output import Output, create_output
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.styles import Style
@@ -72,6 +72,7 @@ class LineInput:
                 key_bindings=self._bindings(),
                 reserve_space_for_menu=6,
             )
+            _drop_last_space_when_done(self._session.layout.current_control)
             # prompt_toolkit's own toolbar waits until the terminal reports its cursor position.
             toolbar_window = Window(FormattedTextControl(self._toolbar_text), height=1, dont_extend_height=True)
             container = self._session.layout.container
@@ -188,6 +189,20 @@ class LineInput:
                 self._hinting = True
 
         return bindings
+
+
+def _drop_last_space_when_done(control: UIControl) -> None:
+    """Takes from a sent line the blank on which the cursor could stand: after a full row it takes a row of its own."""
+    create_content = control.create_content
+
+    def without_space(width: int, height: int) -> UIContent:
+        content = create_content(width, height)
+        if get_app().is_done:
+            whole = content.get_line
+            content.get_line = lambda number: whole(number)[:-1]
+        return content
+
+    vars(control)["create_content"] = without_space
 
 
 def _output() -> Output:
