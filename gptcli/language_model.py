@@ -411,14 +411,12 @@ class LanguageModel(OpenedModel):
             on_progress=on_progress,
         )
 
-    def score_ids(self, ids: Sequence[int], *, top: int = 0, cache: PromptCache | None = None) -> Score:
+    def score_ids(self, ids: Sequence[int], *, top: int = 0) -> Score:
         """`score` of token ids that `check_request` accepts; the first has no log-probability."""
         from gptcli.generation.scoring import score
 
-        size = len(self.tokenizer.decode(ids))
-        return score(
-            self._engine_for(Workload()), self.tokenizer, ids, stride=self.ctx_size, size=size, top=top, cache=cache
-        )
+        size, engine = len(self.tokenizer.decode(ids)), self._engine_for(Workload())
+        return score(engine, self.tokenizer, ids, stride=self.ctx_size, size=size, top=top)
 
     def score_many(
         self, texts: Iterable[str], *, stride: int | None = None, top: int = 0, special: bool = False

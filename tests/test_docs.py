@@ -227,7 +227,8 @@ def test_a_decision_is_four_short_lines(page: str) -> None:
     assert entries
     for entry in entries:
         title, body = entry.split("\n", 1)
-        lines = re.sub(r"\n  (?=\S)", " ", body.strip()).splitlines()  # a line may be wrapped
-        begin = [line.split("** ")[0] for line in lines]
+        lines = [line.partition("** ") for line in body.strip().splitlines()]
+        begin = [label for label, _, _ in lines]
         assert begin == [f"- **{each}" for each in ("Decision", "Why", "Rejected", "Revisit when")], title
-        assert max(len(line.split()) for line in lines) <= 60, title
+        assert max(map(len, body.splitlines())) <= 120, title
+        assert sum(len(text.split()) for _, _, text in lines) <= 60, title

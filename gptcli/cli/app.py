@@ -73,7 +73,7 @@ def _help(
         if not isinstance(level, Group):
             named = shlex.join(words[:number])
             raise UsageError(f"there is no command {shlex.join(words)}", f"run `gptcli help {named}`")
-        level = level.commands.get(word, level)  # running it refuses a name that is none
+        level = level.commands.get(word, level)  # running it refuses an unknown name
     _run_command([*words, "--help"])
 
 

@@ -79,8 +79,8 @@ class RuntimeOptions:
     device: Annotated[
         str, _model_option("auto, cpu, cuda or cuda:N.", autocompletion=lambda: ["auto", "cpu", "cuda"])
     ] = "auto"
-    dtype: Annotated[Dtype, _model_option("Least precision computed in; auto: the checkpoint's.")] = "auto"
-    quantize: Annotated[Quantize, _model_option("Precision the weights are kept in; auto: as stored.")] = "auto"
+    dtype: Annotated[Dtype, _model_option("Lowest precision to compute in; auto: the checkpoint's.")] = "auto"
+    quantize: Annotated[Quantize, _model_option("Precision to keep weights in; auto: as stored.")] = "auto"
     kv: Annotated[Kv, _model_option("How keys and values are kept; auto: fp16, or fp32 with --dtype fp32.")] = "auto"
     ctx_size: Annotated[int | None, _model_option("Context in tokens. (default: the model's)", "-c", "--ctx-size")] = (
         None
@@ -230,7 +230,9 @@ class SamplingOptions:
             metavar="N",
         ),
     ] = None
-    seed: Annotated[int | None, _sampling_option("For the same text again. (default: random)", "-s", "--seed")] = None
+    seed: Annotated[
+        int | None, _sampling_option("A seed brings the same text again. (default: random)", "-s", "--seed")
+    ] = None
 
     def given(self) -> dict[str, Any]:
         """The values that an option gave, by the names of SamplingConfig's fields. Raises UsageError."""

@@ -68,26 +68,54 @@ def score(
     return _scored(tokenizer, size, ids, found)
 
 
+@dataclass
+class _Line:
+    """A text that shares a step. scores: of its tokens after the head, the first of them from another text at first."""
+
+    size: int
+    ids: Sequence[int]
+    cache: Cache
+    scores: list[TokenScore]
+
+
 def score_many(
     engine: Engine, tokenizer: Tokenizer, texts: Iterable[str], *, stride: int, special: bool, top: int
 ) -> Iterator[Score]:
-    """Scores texts, as `score` does; short ones share steps. Scores before a text that fails are yielded."""
-    before, caches = len(tokenizer.surroundings[0]), list[Cache]()
+    """Scores texts, as `score` does; short ones share steps. Scores before a text that fails are yielded.
+
+    What a text begins with is not run again if a text of the step before began with it.
+    """
+    before, earlier = len(tokenizer.surroundings[0]), list[_Line]()
     unscored = max(1, before)
-    encoded = ((len(text.encode()), tokenizer.encode(text, special=special)) for text in texts)
-    for group in _groups(encoded, lambda each: len(each[1])):
+
+    def begun(text: str) -> _Line:
+        size, ids = len(text.encode()), tokenizer.encode(text, special=special)
+        if not earlier:
+            return _Line(size, ids, engine.new_cache(), [])
+        alike = [common_length(line.ids, ids) for line in earlier]
+        common = max(alike)
+        line = earlier.pop(alike.index(common))
+        line.cache.truncate(max(0, common - 1))  # its last token's logits say how probable the next one is
+        return _Line(size, ids, line.cache, line.scores[: max(0, common - unscored)])
+
+    for group in _groups(map(begun, texts), lambda line: len(line.ids) - line.cache.length):
         if len(group) == 1:
-            for size, ids in group:
-                yield score(engine, tokenizer, ids, stride=stride, size=size, head=ids[:before], top=top)
-            continue
-        caches += [engine.new_cache() for _ in group[len(caches) :]]
-        for cache in caches:
-            cache.truncate(0)
-        asked = [index for index, (_, ids) in enumerate(group) if len(ids) > unscored]
-        parts = [Extension(caches[index], group[index][1][:-1], len(group[index][1]) - unscored) for index in asked]
-        targets = [group[index][1][unscored:] for index in asked]
-        found = dict(zip(asked, engine.score_texts(parts, targets, tokenizer.size, top), strict=True)) if asked else {}
-        yield from (_scored(tokenizer, *each, found.get(index, [])) for index, each in enumerate(group))
+            [line] = group
+            yield score(engine, tokenizer, line.ids, stride=stride, size=line.size, head=line.ids[:before], top=top)
+        else:
+            asked = [line for line in group if len(line.ids) > unscored + len(line.scores)]
+            targets = [line.ids[unscored + len(line.scores) :] for line in asked]
+            parts = [
+                Extension(line.cache, line.ids[line.cache.length : -1], len(own))
+                for line, own in zip(asked, targets, strict=True)
+            ]
+            if asked:
+                for line, found in zip(asked, engine.score_texts(parts, targets, tokenizer.size, top), strict=True):
+                    line.scores += found
+            yield from (_scored(tokenizer, line.size, line.ids, line.scores) for line in group)
+        for line in group:
+            line.ids = line.ids[: unscored + len(line.scores)]
+        earlier += group
 
 
 def _scored(tokenizer: Tokenizer, size: int, ids: Sequence[int], found: Sequence[TokenScore]) -> Score:

@@ -59,7 +59,7 @@ class ServedModels:
             model.lm.close()
 
     def loaded(self, name: str) -> Prompting:
-        """The model of this name, loaded. Raises what these do, OutOfMemory if no other model can leave."""
+        """The model of this name, loaded. Raises as opening and loading do, OutOfMemory if no other can leave."""
         with self._lock:
             return self._loaded(name)
 

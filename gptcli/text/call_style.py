@@ -10,7 +10,7 @@ from typing import Any
 from gptcli.errors import TemplateError, UsageError
 from gptcli.tools.definitions import AUTO, Definition, ToolCall
 from gptcli.tools.formats import FORMATS, HARMONY, CallFormat, ToolUse
-from gptcli.tools.splitter import split
+from gptcli.tools.splitter import splitter_of
 from gptcli.tools.syntaxes import Pythonic
 from gptcli.tools.thought_tags import CLOSING, OPENING
 
@@ -140,8 +140,10 @@ def _reads(format: CallFormat, turn: str) -> bool:
     if isinstance(format.syntax, Pythonic) and format.beginning:
         return turn.lstrip().startswith(f"[{_CALL.name}(")
     if format.closing:
-        calls = split(turn, ToolUse((_TOOL,), AUTO, format)).calls
-        return [(call.name, call.arguments) for call in calls] == [(_CALL.name, _CALL.arguments)]
+        splitter = splitter_of(ToolUse((_TOOL,), AUTO, format))
+        splitter.push(turn)
+        splitter.flush(ended=True)
+        return [(call.name, call.arguments) for call in splitter.calls] == [(_CALL.name, _CALL.arguments)]
     start = 0 if format.beginning else turn.find(format.opening) + len(format.opening)
     if format.opening not in turn:
         return False

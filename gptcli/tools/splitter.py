@@ -1,11 +1,11 @@
-"""Separates calls from a model's text, as it comes or whole."""
+"""Separates calls from a model's text as it comes."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from gptcli.tools.definitions import ToolCall, call_id, tool_name
 from gptcli.tools.formats import HARMONY, ToolUse
@@ -38,14 +38,6 @@ class Splitter(Protocol):
         """The rest of the text. ended: whether the model ended it; then half a call is malformed, not cut."""
 
 
-class Split(NamedTuple):
-    """A text without its calls, the calls, and whether it ended amid one."""
-
-    content: str
-    calls: tuple[ToolCall, ...]
-    cut: bool
-
-
 def splitter_of(
     use: ToolUse, salt: object = "", *, control_ids: Mapping[str, int] | None = None, in_thoughts: bool = False
 ) -> Splitter:
@@ -57,13 +49,6 @@ def splitter_of(
     splitter = HarmonySplitter(use, salt) if harmony else CallSplitter(use, salt, in_thoughts=in_thoughts)
     splitter.marks = frozenset(id for name, id in (control_ids or {}).items() if use.format.is_mark(name))
     return splitter
-
-
-def split(text: str, use: ToolUse, salt: object = "", *, ended: bool = True, in_thoughts: bool = False) -> Split:
-    """A whole text, separated; as `splitter_of`."""
-    splitter = splitter_of(use, salt, in_thoughts=in_thoughts)
-    content = splitter.push(text) + splitter.flush(ended=ended)
-    return Split(content, tuple(splitter.calls), splitter.cut)
 
 
 class _Calls:

@@ -146,7 +146,7 @@ def written_directory(target: Path) -> Iterator[Path]:
 
 
 def _remove(directory: Path) -> None:
-    """Removes a directory under the name of a draft: a killed process leaves it whole, or as one."""
+    """Renames a directory to a draft, then removes it: a killed process leaves it whole, or as a draft."""
     draft = _draft(directory)
     shutil.rmtree(draft, ignore_errors=True)
     with suppress(OSError):  # it is gone, or stays

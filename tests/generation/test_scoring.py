@@ -272,7 +272,7 @@ def figures(score: Score) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("top", [0, 2])
 def test_texts_that_are_scored_together_have_the_scores_they_have_alone(many: LanguageModel, top: int) -> None:
-    texts = [*PROMPTS, TEXT, *PROMPTS[::-1]]
+    texts = [*PROMPTS, TEXT, *PROMPTS[::-1], TEXT, *PROMPTS, *PROMPTS]
     for text, score in zip(texts, many.score_many(texts, top=top), strict=True):
         assert figures(score) == figures(many.score(text, top=top))
 
@@ -288,21 +288,32 @@ def test_choices_after_many_prompts_are_those_after_each(many: LanguageModel, ch
         assert [one.logprob for one in found] == pytest.approx([one.logprob for one in wanted], abs=1e-3)
 
 
-def test_what_many_prompts_begin_with_is_run_a_few_times_only(
-    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ran, score = list[int](), tiny.engine.score_texts
+@pytest.fixture
+def ran(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens of each text were run, in steps of 100."""
+    counts, score = list[int](), tiny.engine.score_texts
 
     def counting(texts: list[Extension], *rest: Any) -> list[list[TokenScore]]:
-        ran.extend(len(text.tokens) for text in texts)
+        counts.extend(len(text.tokens) for text in texts)
         return score(texts, *rest)
 
     monkeypatch.setattr(tiny.engine, "score_texts", counting)
     monkeypatch.setattr(scoring, "_STEP_TOKENS", 100)
+    return counts
+
+
+def test_what_many_prompts_begin_with_is_run_a_few_times_only(tiny: LanguageModel, ran: list[int]) -> None:
     prompts = [f"{TEXT[:150]} {number}" for number in range(20)]
     list(tiny.choose_many(prompts, ["town", "bells"]))
     beginning = len(tiny.tokenizer.encode(TEXT[:150]))
     assert beginning > 25 and sum(tokens >= beginning for tokens in ran) < 6
+
+
+def test_what_many_texts_begin_with_is_run_for_each_cache_only(tiny: LanguageModel, ran: list[int]) -> None:
+    texts = [f"{TEXT[:60]} {number}" for number in range(200)]
+    list(tiny.score_many(texts))
+    beginning = len(tiny.tokenizer.encode(TEXT[:60]))
+    assert beginning > 10 and 0 < sum(tokens >= beginning for tokens in ran) < 60
 
 
 def test_scores_before_a_text_that_fails_are_given(short: LanguageModel, tiny: LanguageModel) -> None:

@@ -20,10 +20,10 @@ from gptcli.text.tokenizer import Tokenizer
 from gptcli.tools.call_grammar import Grammar
 from gptcli.tools.definitions import ToolCall, checked_tools, tool_name, tool_parameters
 from gptcli.tools.formats import FORMATS, CallFormat, ToolUse
-from gptcli.tools.splitter import split
 from gptcli.tools.syntaxes import Braced, Tagged
 from tests.generation.test_grammar import ids_in, walk
 from tests.tiny import make_tokenizer
+from tests.tools.whole_text import split
 
 END = 2
 each_format = pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)

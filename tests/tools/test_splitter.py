@@ -10,7 +10,8 @@ import pytest
 
 from gptcli.tools.definitions import ToolCall, checked_tools
 from gptcli.tools.formats import FORMATS, HARMONY, ToolUse
-from gptcli.tools.splitter import Split, split, splitter_of
+from gptcli.tools.splitter import splitter_of
+from tests.tools.whole_text import Split, split
 
 PROPERTIES = {"city": {"type": "string"}, "days": {"type": "integer"}, "deep": {"type": "object"}, "list": {}}
 TOOLS = checked_tools(

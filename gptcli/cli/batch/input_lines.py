@@ -39,7 +39,7 @@ class InputLine:
 
     @cached_property
     def fields(self) -> dict[str, Any] | InputError:
-        """Its object, or why there is none. Most lines of a batch that goes on are never asked for theirs."""
+        """Its object, or why there is none. Parsed only here: a resumed batch skips most lines."""
         if not isinstance(self.content, bytes):
             return self.content
         try:

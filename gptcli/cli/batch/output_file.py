@@ -109,8 +109,8 @@ class AnswersFile:
     def _lines(self) -> Iterator[tuple[int, int, bytes | None, int, bytes]]:
         """Each whole answer: number and key of its line, what it was made with, offset in the file, bytes.
 
-        What it was made with is empty where it does not say, and None of an error. The beginning and the end of a line
-        tell. Raises OutputError for a line that is no answer.
+        What it was made with is empty if the line does not say, and None for an error. Only a line's beginning and end
+        are read. Raises OutputError for a line that is no answer.
         """
         start = 0
         with open(self._path, "rb") as file:

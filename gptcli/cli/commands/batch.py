@@ -71,8 +71,8 @@ class BatchOptions:
         int | None,
         _batch_option("Workers of --ray, each with a model. (default: one a GPU or machine)", min=1, metavar="N"),
     ] = None
-    unordered: Annotated[bool, _batch_option("Leave answers as they came.", "--unordered")] = False
-    retry_failed: Annotated[bool, _batch_option("Try again what failed in the output.", "--retry-failed")] = False
+    unordered: Annotated[bool, _batch_option("Leave answers in the order in which they came.", "--unordered")] = False
+    retry_failed: Annotated[bool, _batch_option("Answer again what failed before.", "--retry-failed")] = False
 
 
 @with_option_groups

@@ -29,7 +29,7 @@ Lengths = Annotated[
     typer.Option("-p", "--prompt-tokens", min=1, help="Length of the prompt. Repeatable. (default: 512)"),
 ]
 DecodeTokens = Annotated[int, typer.Option("-n", "--decode-tokens", min=1, help="Tokens decoded after it.")]
-Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Runs that the median is of.")]
+Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Runs; figures are their medians.")]
 
 
 @with_option_groups

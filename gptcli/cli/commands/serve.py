@@ -43,7 +43,7 @@ class ServerOptions:
         int | None,
         _server_option("Texts that share a step at most. (default: as many as still get faster and fit)", min=1),
     ] = None
-    grace: Annotated[int, _server_option("Seconds that running requests have to end in, on SIGTERM.", min=0)] = 30
+    grace: Annotated[int, _server_option("Seconds for running requests to end, after SIGTERM.", min=0)] = 30
 
 
 @option_group

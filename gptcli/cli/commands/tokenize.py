@@ -75,15 +75,15 @@ class TaskOptions:
     ] = None
     from_end: Annotated[bool, _task_option("With --truncate: keep the end, not the beginning.", "--from-end")] = False
     partial: Annotated[
-        bool, _task_option("With --truncate: exactly N tokens, if that halves a character.", "--partial")
+        bool, _task_option("With --truncate: exactly N tokens, even if that cuts a character.", "--partial")
     ] = False
     roundtrip: Annotated[
-        bool, _task_option("Whether decoding gives the text again; exits with 3 where not.", "--roundtrip")
+        bool, _task_option("Whether decoding gives the text again; exits with 3 if not.", "--roundtrip")
     ] = False
     compare: Annotated[
         str | None,
         _task_option(
-            "Where another model's tokenizer cuts otherwise.",
+            "Where another model's tokenizer cuts differently.",
             metavar="MODEL",
             autocompletion=options.model_names,
         ),
@@ -103,7 +103,7 @@ def tokenize(
     task: TaskOptions,
     quiet: options.Quiet = False,
 ) -> None:
-    """Lay a tokenizer open: the tokens of texts, their ids, bytes and places."""
+    """Show how a tokenizer cuts texts: tokens, ids, bytes and positions."""
     mode = _mode(files, given, view, task)
     text = None if given.text is None else argument_text(given.text)
     decoding = Decoding(given.errors, given.max_input, (lambda note: None) if quiet else print_note)

@@ -80,7 +80,7 @@ class ModelOptions:
         str | None, _model_option("A new model's tokenizer. (default: one trained on DATA)", metavar="DIR")
     ] = None
     device: Annotated[str, _model_option("auto, cpu, cuda or cuda:N.")] = _DEFAULTS.device
-    dtype: Annotated[Literal["fp32", "bf16"], _model_option("What products are computed in; weights stay in fp32.")] = (
+    dtype: Annotated[Literal["fp32", "bf16"], _model_option("Precision of products; weights stay in fp32.")] = (
         _DEFAULTS.dtype
     )
     threads: Annotated[int | None, _model_option("CPU threads. (default: one a core)", min=1)] = None
@@ -111,7 +111,7 @@ class AdapterOptions:
 class TrainingOptions:
     """How it is trained."""
 
-    epochs: Annotated[int, _training_option("How often all data is learned.")] = _DEFAULTS.epochs
+    epochs: Annotated[int, _training_option("How many times all data is learned.")] = _DEFAULTS.epochs
     max_steps: Annotated[int | None, _training_option("End after so many steps, whatever --epochs says.")] = None
     batch_size: Annotated[int, _training_option("Sequences of a step.", "-b", "--batch-size")] = _DEFAULTS.batch_size
     micro_batch: Annotated[int | None, _training_option("Sequences that are run at once. (default: all of a step)")] = (
@@ -127,7 +127,7 @@ class TrainingOptions:
     warmup: Annotated[int, _training_option("Steps in which the rate rises.")] = _DEFAULTS.warmup
     weight_decay: Annotated[float, _training_option("AdamW's, of all but norms and biases.")] = _DEFAULTS.weight_decay
     clip: Annotated[float, _training_option("The gradient's largest norm; 0 is off.")] = _DEFAULTS.clip
-    seed: Annotated[int, _training_option("For the same run again.", "-s", "--seed")] = _DEFAULTS.seed
+    seed: Annotated[int, _training_option("A seed brings the same run again.", "-s", "--seed")] = _DEFAULTS.seed
 
 
 @option_group
@@ -144,7 +144,7 @@ class RunOptions:
     save_minutes: Annotated[float, _running_option("Minutes between checkpoints.")] = _DEFAULTS.save_minutes
     sample: Annotated[
         list[str] | None,
-        _running_option("Show how this goes on, with each held-out loss. Repeatable.", metavar="TEXT"),
+        _running_option("Continue this text at each held-out loss. Repeatable.", metavar="TEXT"),
     ] = None
     max_input: Annotated[int, _running_option("Longest line of data in bytes.", min=1)] = options.MAX_INPUT
     as_json: options.Json = False

@@ -32,7 +32,7 @@ def decode(arguments: Sequence[str], tokenizer: Tokenizer, sink: StdoutSink, dec
 def roundtrip(
     reader: TextReader, names: Sequence[str | None], tokenizer: Tokenizer, sink: StdoutSink, *, as_json: bool
 ) -> None:
-    """Reports whether each text's ids decode to it. Raises BrokenTokenizer after the last text if one's do not."""
+    """Reports whether each text's ids decode to it. Raises BrokenTokenizer after the last text if any do not."""
     failed = None
     for name in names:
         size, tokens, difference = _first_difference(reader, name, tokenizer)

@@ -61,7 +61,7 @@ class TokenViews:
             self.sink.write(b"\n")
 
     def count(self, names: Sequence[str | None]) -> None:
-        """The number of tokens; of several texts, in each and in all."""
+        """The number of tokens of each text, and of several texts together."""
         counts = []
         for name in names:
             counts.append(sum(len(ids) for _, ids in self._encoded(name)))
