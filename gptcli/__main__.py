@@ -22,7 +22,7 @@ def main() -> NoReturn:
         os.chdir(os.sep)
     try:
         from gptcli.cli.app import run
-        from gptcli.cli.terminal.signals import Killed, die_by, handle
+        from gptcli.cli.terminal.signals import Killed, die_by, handle, resend
     except (ImportError, OSError, MemoryError) as error:  # too few open files or too little memory
         if isinstance(error, ModuleNotFoundError):
             raise
@@ -34,8 +34,9 @@ def main() -> NoReturn:
 
     def end(signum: int, frame: FrameType | None) -> NoReturn:
         ended_by.append(signum)
-        raise Killed
+        raise Killed(signum)
 
+    sys.unraisablehook = resend
     try:
         signal.signal(signal.SIGINT, interrupt)
         handle(end, "SIGTERM", "SIGHUP")

@@ -38,6 +38,8 @@ _WITHOUT_EFFECT = frozenset(
 )
 # Initializations that leave the base weights alone. PiSSA, OLoRA and others change those.
 _INITIALIZATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
+_SIMPLE = re.compile(r"[\w.^$|\\\[\]*+-]{0,300}", re.ASCII)  # an expression that matches fast
+_MOST_ALPHA = 1e9
 _KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
 
 
@@ -132,12 +134,16 @@ class Adapter:
             for name in folder.tensors:
                 if (match := _KEY.fullmatch(name)) is None:
                     raise UnsupportedArchitecture(f"{path}: {name} is not an update of a linear layer")
-                factors.setdefault(match[1], {})[match[2]] = source.read(name).float()
+                pair = factors.setdefault(match[1], {})
+                if match[2] in pair:
+                    raise BrokenCheckpoint(f"{path}: {match[1]} has two factors {match[2]}")
+                pair[match[2]] = source.read(name).float()
         updates = {}
         for module, pair in factors.items():
             down, up = pair.get("A"), pair.get("B")
             if down is None or up is None or not down.dim() == up.dim() == 2 or down.shape[0] != up.shape[1]:
                 raise BrokenCheckpoint(f"{path}: {module} does not have two factors that go together")
+            _check_module(config, module, down.shape[0], path)
             updates[module] = down, up * (_scale(config, module, down.shape[0]) * weight)
         return cls(path, updates)
 
@@ -158,16 +164,51 @@ def _check(config: Mapping[str, Any], path: Path) -> None:
             raise UnsupportedArchitecture(f"{where}: {name} = {str(value)[:60]} is not supported")
 
 
+def _check_module(config: Mapping[str, Any], module: str, rank: int, path: Path) -> None:
+    """Raises BrokenCheckpoint for an update of another rank than the config's, or of a module that it leaves out."""
+    given = _of_module(config, "rank_pattern", module, config.get("r", 8))
+    if type(given) is not int or given != rank or not rank:
+        raise BrokenCheckpoint(f"{path}: {module} has rank {rank}, {ADAPTER_CONFIG} says {str(given)[:40]}")
+    targets, layers, excluded = map(config.get, ("target_modules", "layers_to_transform", "exclude_modules"))
+    layer = re.search(r"\.(\d+)\.", module)
+    layers = layers if isinstance(layers, list) else [] if layers is None else [layers]
+    if (
+        not (isinstance(targets, str) or (isinstance(targets, list) and _is_one_of(module, targets)))
+        or (layers and (layer is None or int(layer[1]) not in layers))
+        or (isinstance(excluded, list) and _is_one_of(module, excluded))
+    ):
+        raise BrokenCheckpoint(f"{path}: {module} has weights, but is none of the modules of {ADAPTER_CONFIG}")
+
+
+def _is_one_of(module: str, names: Sequence[Any]) -> bool:
+    """Whether a module has one of these names, or ends with one: PEFT's rule for lists."""
+    return any(f".{module}".endswith(f".{name}") for name in names)
+
+
 def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
-    alpha = _of_module(config.get("alpha_pattern") or {}, module, config.get("lora_alpha", 8))
-    if not isinstance(alpha, int | float):
+    alpha = _of_module(config, "alpha_pattern", module, config.get("lora_alpha", 8))
+    if not isinstance(alpha, int | float) or not abs(alpha) < _MOST_ALPHA:
         raise BrokenCheckpoint(f"{ADAPTER_CONFIG}: lora_alpha must be a number, not {str(alpha)[:40]}")
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _of_module(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The value of the first key, a regular expression, that matches the end of a module's name: PEFT's rule."""
-    return next((value for key, value in pattern.items() if re.fullmatch(rf"(.*\.)?({key})", module)), default)
+def _of_module(config: Mapping[str, Any], field: str, module: str, default: Any) -> Any:
+    """The value of a field's first key, a regular expression, that matches the end of a module's name: PEFT's rule.
+
+    Expressions that could take long are refused: UnsupportedArchitecture.
+    """
+    patterns = config.get(field) or {}
+    if not isinstance(patterns, dict):
+        raise BrokenCheckpoint(f"{ADAPTER_CONFIG}: {field} must be an object, not {str(patterns)[:40]}")
+    for key, value in patterns.items():
+        if _SIMPLE.fullmatch(key) is None or key.count("*") + key.count("+") > 2:
+            raise UnsupportedArchitecture(f"{ADAPTER_CONFIG}: {field}: the expression {key[:60]!r} is not supported")
+        try:
+            if re.fullmatch(rf"(.*\.)?({key})", module):
+                return value
+        except re.error as error:
+            raise BrokenCheckpoint(f"{ADAPTER_CONFIG}: {field}: {key[:60]!r} is no expression: {error}") from None
+    return default
 
 
 def apply_adapters(decoder: Decoder, folder: ModelFolder, adapters: Sequence[Adapter], plan: WeightPlan) -> None:

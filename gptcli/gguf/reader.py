@@ -10,7 +10,6 @@ import re
 import shlex
 import struct
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,7 +24,8 @@ T = TypeVar("T")
 
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_MOST_VALUES = 1 << 22  # in a list: ten times the largest vocabulary
+_MOST_VALUES = 1 << 22  # in all lists: several times what the largest vocabulary needs
+_MOST_NAMES = 1 << 17  # of fields, and of tensors: far more than any model has
 _FIRST_READ, _MOST_READ = 8 << 20, 256 << 20  # bytes: most headers are shorter than the first
 _TYPES = {block.number: name for name, block in BLOCKS.items()}
 _NOT_READ = {9: "Q8_1", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 42: "Q2_0"} | {
@@ -148,6 +148,7 @@ class _Header:
         self._path, self._target = path, target
         self._data = b""
         self._at = 0
+        self._values = 0  # in lists so far
         self._size = 0  # of the file
 
     def read(self) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
@@ -157,7 +158,7 @@ class _Header:
             length = _FIRST_READ
             while True:
                 file.seek(0)
-                self._data, self._at = file.read(length), 0
+                self._data, self._at, self._values = file.read(length), 0, 0
                 try:
                     return self._parsed()
                 except (_TooShort, struct.error):
@@ -182,6 +183,8 @@ class _Header:
         if version not in (2, 3):
             raise _unsupported(self._path, f"GGUF version {version}; only 2 and 3 are read", "convert the model anew")
         tensor_count, field_count = self._number("Q"), self._number("Q")
+        if max(tensor_count, field_count) > _MOST_NAMES:
+            raise _broken(self._path, f"it has {tensor_count} tensors and {field_count} fields")
         fields: dict[str, Any] = {}
         for _ in range(field_count):
             name = self._text()
@@ -200,11 +203,18 @@ class _Header:
             raise _broken(self._path, f"general.alignment must be a whole number, not {alignment!r}")
         start = -(-self._at // alignment) * alignment
         tensors = {name: self._tensor(name, shape, kind, start + at) for name, (shape, kind, at) in infos.items()}
-        ordered = sorted(tensors.values(), key=lambda tensor: tensor.offset)
-        for tensor, following in pairwise(ordered):
-            if tensor.offset + tensor.size > following.offset:  # else a small file could become a huge model
-                raise _broken(self._path, f"tensors {tensor.name[:80]!r} and {following.name[:80]!r} overlap")
+        self._check_layout(sorted(tensors.values(), key=lambda tensor: tensor.offset), start, alignment)
         return fields, tensors
+
+    def _check_layout(self, tensors: list[GgufTensor], start: int, alignment: int) -> None:
+        """Refuses tensors that overlap, and holes between them, as llama.cpp does: a shape or type is another then."""
+        end, former = start, "the header"
+        for tensor in tensors:
+            if tensor.offset < end:  # else a small file could become a huge model
+                raise _broken(self._path, f"tensors {former!r} and {tensor.name[:80]!r} overlap")
+            if tensor.offset != start - (start - end) // alignment * alignment:
+                raise _broken(self._path, f"tensor {tensor.name[:80]!r} does not begin where {former!r} ends")
+            end, former = tensor.offset + tensor.size, tensor.name[:80]
 
     def _tensor(self, name: str, shape: tuple[int, ...], kind: int, offset: int) -> GgufTensor:
         if kind not in _TYPES:
@@ -261,8 +271,9 @@ class _Header:
         kind, count = self._number("I"), self._number("Q")
         if kind != _STRING and kind not in _NUMBERS:
             raise _broken(self._path, f"a field is a list of type {kind}")
-        if count > _MOST_VALUES:
-            raise _broken(self._path, f"a field is a list of {count} values")
+        self._values += count
+        if self._values > _MOST_VALUES:
+            raise _broken(self._path, f"its fields are lists of {self._values} values and more")
         if kind == _STRING:
             return self._texts(count)
         code = _NUMBERS[kind]

@@ -40,6 +40,10 @@ class Access:
 
     def check(self, path: str, headers: Headers) -> None:
         """Raises Refusal."""
+        if "transfer-encoding" in headers and "content-length" in headers:  # a proxy may see another end of the body
+            raise Refusal(
+                400, "Content-Length and Transfer-Encoding exclude each other", headers={"Connection": "close"}
+            )
         self._check_host(headers.getlist("host"))
         origins = headers.getlist("origin")
         for origin in origins:

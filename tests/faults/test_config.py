@@ -155,6 +155,15 @@ def test_what_is_unknown_is_refused(refuses: Refuses, model: Path, fields: dict[
     assert named in refuses(3)
 
 
+@pytest.mark.parametrize(("alpha", "channels"), [(50.0, 2), (1e300, 8), (1e-300, 8)])
+def test_a_stretch_of_rope_that_has_no_number_is_refused(
+    refuses: Refuses, model: Path, alpha: float, channels: int
+) -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 1.0, "alpha": alpha}
+    edit(model / "config.json", model_type="hunyuan_v1_dense", head_dim=channels, rope_theta=None, rope_parameters=rope)
+    assert f"alpha {alpha:g} cannot stretch RoPE of {channels} channels" in refuses(3)
+
+
 def test_a_field_that_nothing_reads_is_one_note_on_stderr(cli: Cli, model: Path) -> None:
     edit(model / "config.json", dropout_of_the_toolkit=0.1, lora_alpha=8, rope_scaling={"factor": 2.0})
     result = cli("generate", "-m", model, "-n", "1", "hi")

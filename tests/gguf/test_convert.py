@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import random
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from gptcli.language_model import LanguageModel
 from gptcli.model.config import LinearScaling, Llama3Scaling, LongRopeScaling, YarnScaling
 from gptcli.quant.affine import AffineWeight
 from gptcli.settings import RuntimeConfig
+from tests.gguf.raw_gguf import RawGguf
 from tests.gguf.tiny_gguf import HEAD_DIM, TOKENS, WIDTH, Kind, imported, random_blocks, shapes, write_gguf
 
 EXACT = [Kind.Q4_0, Kind.Q4_1, Kind.Q8_0, Kind.F16, Kind.F32, Kind.BF16]
@@ -269,8 +271,39 @@ def test_a_list_longer_than_the_file_is_refused_at_once(tmp_path: Path) -> None:
     name = b"tokenizer.ggml.scores"
     field = struct.pack("<Q", len(name)) + name + struct.pack("<IIQ", 9, 0, 1 << 60)
     file.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + field)
-    with pytest.raises(BrokenCheckpoint, match="a list of 1152921504606846976 values"):
+    with pytest.raises(BrokenCheckpoint, match="lists of 1152921504606846976 values"):
         convert(file, tmp_path, lambda done, total: None)
+
+
+@pytest.mark.parametrize(("tensors", "fields"), [(0, 200_000), (200_000, 0), (1 << 63, 0)])
+def test_more_tensors_or_fields_than_any_model_has_are_refused_unread(
+    tensors: int, fields: int, tmp_path: Path
+) -> None:
+    file = tmp_path / "names.gguf"
+    names = b"".join(struct.pack("<Q", 6) + b"%06x" % each + struct.pack("<IB", 7, 1) for each in range(fields))
+    file.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, tensors, fields) + names)
+    with pytest.raises(BrokenCheckpoint, match=f"{tensors} tensors and {fields} fields"):
+        convert(file, tmp_path, lambda done, total: None)
+
+
+def test_lists_that_are_too_long_together_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "lists.gguf"
+    count = 3_000_000
+    fields = b"".join(struct.pack("<Q1sIIQ", 1, name, 9, 0, count) + bytes(count) for name in (b"a", b"b"))
+    file.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + fields)
+    with pytest.raises(BrokenCheckpoint, match="lists of 6000000 values"):
+        convert(file, tmp_path, lambda done, total: None)
+
+
+def test_a_tensor_that_does_not_begin_where_the_one_before_ends_is_refused(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "whole.gguf", Kind.F32)
+    raw = RawGguf.of(file)
+    norm = raw.tensors["blk.0.attn_norm.weight"]
+    for change in ({"data": norm.data + bytes(32)}, {"kind": int(Kind.F16)}):
+        hole = RawGguf(raw.fields, raw.tensors | {"blk.0.attn_norm.weight": replace(norm, **change)})
+        file.write_bytes(hole.written())
+        with pytest.raises(BrokenCheckpoint, match=r"does not begin where 'blk\.0\.attn_norm\.weight' ends"):
+            convert(file, tmp_path, lambda done, total: None)
 
 
 def test_every_cut_of_a_file_is_a_broken_checkpoint(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.families.vision import WRAPPERS
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.checkpoint.registry import FAMILIES, SAME_AS, architecture_of
-from gptcli.errors import BrokenCheckpoint
+from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
 from tests.parity.reference import NO_DEFAULT
 
 WINDOW = {"use_sliding_window": True, "max_window_layers": 3}
@@ -75,3 +75,10 @@ def test_the_older_dialect_means_the_same(fields: dict[str, Any]) -> None:
     if rope.get("rope_type") != "default":
         fields["rope_scaling"] = rope | {"type": rope["rope_type"]}
     assert understood(fields) == whole
+
+
+def test_a_state_is_refused_with_another_activation_than_the_one_it_is_computed_with(fields: dict[str, Any]) -> None:
+    name = "mamba_hidden_act" if "mamba_hidden_act" in fields else "hidden_act"
+    if name in fields and any(block.state for block in understood(fields).config.blocks):
+        with pytest.raises(UnsupportedArchitecture, match=name):
+            understood(fields | {name: "gelu"})

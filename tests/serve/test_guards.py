@@ -7,6 +7,7 @@ import json
 import re
 import select
 import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -143,6 +144,15 @@ def test_headers_that_are_too_large_and_what_is_no_http_are_refused(server: Runn
         assert server.send(data).startswith(b"HTTP/1.1 400")
 
 
+def test_a_body_with_two_ends_is_refused_and_nothing_after_it_is_read(server: Running) -> None:
+    inner = HEALTH + b"\r\n"
+    headers = f"Content-Length: {5 + len(inner)}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+        client.sendall(POST + headers + b"0\r\n\r\n" + inner)
+        received = b"".join(iter(lambda: client.recv(1000), b""))  # until the server closes
+    assert received.startswith(b"HTTP/1.1 400") and received.count(b"HTTP/1.1 ") == 1
+
+
 def test_a_method_that_a_path_does_not_know_is_refused(server: Running) -> None:
     answer = server.ask("GET", TEXT)
     assert (answer.status, answer.headers["allow"]) == (405, "POST")
@@ -179,6 +189,18 @@ def test_a_client_that_leaves_ends_its_answer(busy: Running, stream: bool, half:
     until(lambda: busy.service.runner.open == busy.service.runner.waiting == 0)
     until(lambda: any(" 499 " in line for line in busy.lines))
     client.close()
+
+
+def test_clients_that_leave_write_nothing_to_the_log_but_their_lines(
+    busy: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(40):
+        client = begun(busy)
+        client.recv(100)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset
+        client.close()
+        until(lambda: busy.service.runner.open == busy.service.runner.waiting == 0)
+    assert caplog.record_tuples == []
 
 
 def test_more_than_may_wait_are_told_to_come_again(busy: Running) -> None:

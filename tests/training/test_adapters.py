@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -215,6 +216,20 @@ def _without_names(out: bytes) -> bytes:
     ({"target_parameters": ["experts.gate_up_proj"]}, "target_parameters"),
     ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
     ({"some_field_of_tomorrow": 1}, "some_field_of_tomorrow"),
+    ({"r": 5}, "has rank 3, adapter_config.json says 5"),
+    ({"r": None}, "has rank 3"),
+    ({"rank_pattern": {"q_proj": 8}}, "q_proj has rank 3, adapter_config.json says 8"),
+    ({"target_modules": ["q_proj"]}, "is none of the modules"),
+    ({"target_modules": None}, "is none of the modules"),
+    ({"layers_to_transform": [1]}, r"layers\.0\..*is none of the modules"),
+    ({"layers_to_transform": 1}, r"layers\.0\..*is none of the modules"),
+    ({"exclude_modules": ["v_proj"]}, "v_proj has weights, but is none of the modules"),
+    ({"lora_alpha": 10**400}, "lora_alpha must be a number"),
+    ({"alpha_pattern": ["q_proj"]}, "alpha_pattern must be an object"),
+    ({"rank_pattern": "q_proj"}, "rank_pattern must be an object"),
+    ({"alpha_pattern": {"*": 4}}, "is no expression"),
+    ({"alpha_pattern": {"([a-z._0-9]+)+!": 4}}, "expression .* is not supported"),
+    ({"alpha_pattern": {".*.*.*!": 4}}, "expression .* is not supported"),
 ])  # fmt: skip
 def test_what_an_adapter_has_and_we_do_not_apply_is_refused(
     change: dict[str, Any], said: str, pair: tuple[Path, Path, Path]
@@ -239,6 +254,22 @@ def test_an_adapter_of_peft_that_reaches_further_is_refused_by_name(
     model = write_model(tmp_path / "model", "llama")
     adapter = write_adapter(tmp_path / "adapter", model, 1, r=2, **config)
     with pytest.raises(GptcliError, match=said):
+        ours(model, adapter)
+
+
+@pytest.mark.parametrize(("rank", "twice", "said"), [(0, False, "has rank 0"), (3, True, "has two factors A")])
+def test_factors_without_a_rank_or_given_twice_are_refused(
+    rank: int, twice: bool, said: str, pair: tuple[Path, Path, Path]
+) -> None:
+    model, adapter, _ = pair
+    factors = load_file(adapter / "adapter_model.safetensors")
+    module = next(name for name in factors if name.endswith("lora_A.weight")).removesuffix("A.weight")
+    down, up = f"{module}A.weight", f"{module}B.weight"
+    factors |= {down: factors[down][:rank].clone(), up: factors[up][:, :rank].clone()}
+    if twice:
+        factors[f"{module}A.default.weight"] = factors[down].clone()
+    save_file(factors, adapter / "adapter_model.safetensors")
+    with pytest.raises(BrokenCheckpoint, match=said):
         ours(model, adapter)
 
 

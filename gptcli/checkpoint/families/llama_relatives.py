@@ -27,6 +27,7 @@ from gptcli.checkpoint.families.llama import (
     rms,
 )
 from gptcli.checkpoint.recipes import Architecture
+from gptcli.errors import BrokenCheckpoint
 from gptcli.model.config import DecoderConfig, QkNormConfig
 
 HUNYUAN = Names(qk_norm="self_attn.{word}_layernorm")
@@ -94,6 +95,8 @@ def hunyuan_config(hf: HfConfig) -> DecoderConfig:
     alpha = hf.rope_extra("alpha")
     rope = llama_rope(hf)
     if alpha is not None and hf.rope_type == "dynamic":
+        if rope.dim == 2 or not 1e-3 <= alpha <= 1e6:  # far beyond what is in use; the power would not be finite
+            raise BrokenCheckpoint(f"config.json: alpha {alpha:g} cannot stretch RoPE of {rope.dim} channels")
         rope = replace(rope, theta=rope.theta * alpha ** (rope.dim / (rope.dim - 2)))
     config = llama_config(hf, norm=rms(hf, 1e-5), rope=rope)
     return with_attention(config, qk_norm=QkNormConfig(norm=config.norm, over="head", after_rope=True))

@@ -240,6 +240,7 @@ def _kinds(types: Sequence[object], *known: str) -> list[str]:
 def _bamba_state(hf: HfConfig, width: int, norm: NormConfig) -> Mamba2Config:
     """Mamba 2 of `width` channels, from the fields that all hybrids but Nemotron have. norm: gives the epsilon."""
     hf.ignore("mamba_chunk_size")
+    hf.expect("hidden_act", "silu", "swish")  # not only the MLP's: the convolution's, too
     heads = _integer(hf, "mamba_n_heads", 128)
     hf.expect("mamba_d_head", "auto", width // heads)
     if width % heads:

@@ -66,6 +66,7 @@ class AnswersFile:
         self._path, self._descriptor = path, descriptor
         self._keys = array("Q")  # by number; 0 where there is no answer
         self._last, self._ordered = 0, True
+        self._size = os.fstat(descriptor).st_size
         self.failed = self.torn = 0
         self.made_with = set[bytes]()
 
@@ -84,6 +85,7 @@ class AnswersFile:
         except OSError as error:
             raise OutputError(f"cannot write: {path}: {error.strerror}") from None
         answers = cls(path, descriptor)
+        answers._check_unchanged()  # another process may have sorted it before this one locked it
         answers._take(retry_failed)
         return answers
 
@@ -97,8 +99,9 @@ class AnswersFile:
                 self.made_with.add(made_with)
             if made_with is not None or not retry_failed:
                 self._add(number, key)
-        self.torn = os.fstat(self._descriptor).st_size - end
+        self.torn = self._size - end
         os.ftruncate(self._descriptor, end)
+        self._size = end
         if self.failed and retry_failed:
             self._rewrite(start for _, _, made_with, start, _ in self._lines() if made_with is not None)
             self.failed = 0
@@ -153,7 +156,9 @@ class AnswersFile:
 
     def write(self, number: int, record: bytes) -> None:
         """Appends a whole line. Raises OutputError, on a full disk for example."""
+        self._check_unchanged()
         self._follow(number)
+        self._size += len(record)
         view = memoryview(record)
         try:
             while view:
@@ -166,6 +171,7 @@ class AnswersFile:
 
         last: the number of the input's last line. Raises OutputError if there are answers of later lines.
         """
+        self._check_unchanged()
         if any(islice(self._keys, last + 1, None)):
             raise self._of_another_input(f"the input ends with line {last}, the answers do not")
         if sort and not self._ordered:
@@ -175,6 +181,15 @@ class AnswersFile:
                 starts[number] = start
             self._rewrite(start for start in starts if start >= 0)
         os.close(self._descriptor)
+
+    def _check_unchanged(self) -> None:
+        """Raises OutputError if the path no longer leads to this file, or others changed the file's size."""
+        try:
+            there = os.stat(self._path)
+        except OSError:
+            there = None
+        if there is None or not os.path.samestat(there, os.fstat(self._descriptor)) or there.st_size != self._size:
+            raise OutputError(f"cannot write: {self._path}: it was removed, replaced or changed meanwhile")
 
     def _of_another_input(self, why: str) -> OutputError:
         return OutputError(f"cannot go on with: {self._path}: {why}", "choose another -o for another input")
@@ -189,4 +204,4 @@ class AnswersFile:
                     file.seek(start)
                     new.write(file.readline())
         os.close(self._descriptor)
-        self._descriptor = descriptor
+        self._descriptor, self._size = descriptor, os.fstat(descriptor).st_size

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,20 @@ _Handler = Callable[[int, FrameType | None], object]
 
 class Killed(BaseException):
     """SIGTERM or SIGHUP came. Raised in the main thread, so that open files and sessions are closed."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+
+
+def resend(ignored: sys.UnraisableHookArgs) -> None:
+    """For `sys.unraisablehook`: a signal in a destructor, where no exception gets out, is sent again soon after."""
+    if isinstance(ignored.exc_value, Killed | KeyboardInterrupt):
+        signum = ignored.exc_value.signum if isinstance(ignored.exc_value, Killed) else signal.SIGINT
+        timer = threading.Timer(0.01, os.kill, (os.getpid(), signum))
+        timer.daemon = True
+        timer.start()
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 def die_by(signum: int) -> NoReturn:
@@ -124,7 +139,7 @@ def stoppable() -> Iterator[Stop]:
         else:
             stop.killed_by = signum
         if received.count(signum) > 2:
-            raise KeyboardInterrupt if signum == signal.SIGINT else Killed
+            raise KeyboardInterrupt if signum == signal.SIGINT else Killed(signum)
 
     try:
         with handled(receive, "SIGINT", "SIGTERM", "SIGHUP"):

@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 
 from gptcli import LanguageModel
-from gptcli.cli.batch import input_lines
+from gptcli.cli.batch import input_lines, output_file
+from gptcli.cli.batch.output_file import AnswersFile
+from gptcli.files import lock
 from tests.cli.batch.kills import kill
 from tests.cli.conftest import GPTCLI, ROOT, Cli, Result
 from tests.kills import is_torn
@@ -345,6 +347,40 @@ def test_what_is_no_output_is_refused_and_left_alone(batch: Cli, out: Path, edit
     out.write_bytes(edited)
     batch().fails(8, "not the output of a batch")
     assert out.read_bytes() == edited
+
+
+@pytest.mark.parametrize(
+    "change", [Path.unlink, lambda out: out.write_bytes(b""), lambda out: out.rename(f"{out}.old")]
+)
+@pytest.mark.parametrize("first", [1, 3])  # amid the answers, and once all are there
+def test_an_output_that_is_gone_or_changed_meanwhile_is_an_error(
+    batch: Cli, out: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], Any], first: int
+) -> None:
+    write, written = AnswersFile.write, []
+
+    def changed(answers: AnswersFile, number: int, record: bytes) -> None:
+        write(answers, number, record)
+        written.append(number)
+        if len(written) == first:
+            change(out)
+
+    monkeypatch.setattr(AnswersFile, "write", changed)
+    result = batch()
+    assert result.code == 8 and "removed, replaced or changed" in result.err
+    assert len(written) == first
+
+
+def test_an_output_that_was_replaced_before_it_was_locked_is_refused(
+    batch: Cli, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replaced(descriptor: int) -> bool:
+        out.rename(f"{out}.old")
+        out.write_bytes(b"")
+        return lock(descriptor)
+
+    monkeypatch.setattr(output_file, "lock", replaced)
+    result = batch()
+    assert result.code == 8 and out.read_bytes() == b""
 
 
 def test_columns_of_one_name_are_refused(cli: Cli, tmp_path: Path) -> None:

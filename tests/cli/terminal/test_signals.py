@@ -56,6 +56,30 @@ def test_a_signal_during_a_text_ends_the_run_and_keeps_the_text(started: subproc
     assert set(out.split()) <= {b"text"} and not out.endswith(b"\n")
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_in_a_destructor_ends_the_run_in_silence(signum: int) -> None:
+    code = f"""
+import os, signal, sys, time
+from gptcli import __main__
+from gptcli.cli import app
+
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), {signum:d})
+        time.sleep(0.01)
+
+def run(arguments):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    Dying()
+    time.sleep(9)
+
+app.run = run
+__main__.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (-signum, b"", b"")
+
+
 def test_an_interrupt_ends_all_samples_and_keeps_what_each_has_said(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     with start(replace(ENDLESS, mark=str(mark)), "--json", "--samples", "3", "--stats") as process:
