@@ -250,6 +250,23 @@ def test_no_text_of_a_model_is_too_much_to_draw(browser: Browser, server: Runnin
     assert browser.run("document.querySelector('article.assistant .said').textContent.length") > 1000
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("conversations", "{"), ("conversations", '{"id": "1"}'), ("conversations", '[{"id": "1", "messages": [null]}]')]
+    + [("settings", "nonsense"), ("settings", "[1]")],
+)
+def test_the_page_begins_anew_where_what_is_kept_cannot_be_read(
+    browser: Browser, server: Running, name: str, value: str
+) -> None:
+    fresh(browser, server, max_tokens=2)
+    browser.run(f"localStorage.setItem('gptcli.{name}', {json.dumps(value)})")
+    browser.load(f"http://127.0.0.1:{server.port}/")
+    browser.until("document.querySelector('#model').value")
+    assert "cannot be read" in browser.run("document.querySelector('#problem').textContent")
+    browser.run("settings.max_tokens = 2")
+    assert asked(browser, "one")
+
+
 # Does not answer; what asks can only be stopped.
 SILENT = """window.fetch = (path, { signal }) => new Promise((_, fail) =>
     signal.addEventListener("abort", () => fail(new DOMException("", "AbortError")))), null"""
