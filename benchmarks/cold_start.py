@@ -38,6 +38,7 @@ def main() -> None:
         "llama-cpp-python": (llama, {}),
         "gptcli, no snapshot": (gptcli, {"GPTCLI_PREPARED": "off"}),
     }
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # with it, every start would compile the modules
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(options.repeats + 1):  # the first makes the snapshot and warms the page cache
         for name, (command, variables) in runs.items():
