@@ -72,7 +72,7 @@ class Gptq(Stored):
     zero_offset: int
 
 
-_FLOATS = ("F64", "F32", "F16", "BF16")
+FLOATS = ("F64", "F32", "F16", "BF16")
 # Types of ggml's blocks that `quant.ggml_blocks` (which needs torch) keeps packed; others are expanded.
 _PACKED_TYPES = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "Q4_K", "Q5_K", "Q6_K"})
 
@@ -102,8 +102,8 @@ def is_expanded(stored: Stored) -> bool:
 
 def check_floats(name: str, tensors: Tensors) -> None:
     """Raises BrokenCheckpoint unless a tensor, a dense weight or scales, holds floating-point numbers."""
-    if tensors[name].dtype not in _FLOATS:
-        raise BrokenCheckpoint(f"{name}: its dtype must be one of {', '.join(_FLOATS)}, not {tensors[name].dtype}")
+    if tensors[name].dtype not in FLOATS:
+        raise BrokenCheckpoint(f"{name}: its dtype must be one of {', '.join(FLOATS)}, not {tensors[name].dtype}")
 
 
 def _finder(config: dict[str, Any]) -> tuple[Finder, dict[str, Any]]:

@@ -15,7 +15,7 @@ from gptcli.checkpoint.weights.evaluate_recipe import dense, evaluate, fp32
 from gptcli.checkpoint.weights.invert_recipe import is_reversible, tensors_of
 from gptcli.checkpoint.weights.tensor_source import TensorSource
 from gptcli.errors import UsageError
-from gptcli.export.quantized_folder import array_of, copy_texts
+from gptcli.export.quantized_folder import array_of, copy_texts, written_weights
 from gptcli.gguf.safetensors_writer import SafetensorsWriter, write_json
 
 _OF_PACKED = ("quantization", "quantization_config", "torch_dtype")
@@ -48,10 +48,9 @@ def write_dense(
                 writer.add({each: value.float().contiguous().numpy() for each, value in tensors.items()})
                 written |= tensors.keys()
             on_progress(index, len(parameters))
-        for name in sorted(folder.weights.keys() - written):
+        for name in sorted({*written_weights(folder)} - written):
             value = dense(source.weight(name))
-            if value.is_floating_point():  # the others are masks
-                writer.add({name: array_of(value, "BF16" if value.dtype == torch.bfloat16 else "")})
+            writer.add({name: array_of(value, "BF16" if value.dtype == torch.bfloat16 else "")})
         writer.close()
     copy_texts(folder, target)
     config = {name: value for name, value in folder.config.items() if name not in _OF_PACKED}

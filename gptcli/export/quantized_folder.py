@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.formats import Affine, Dense
+from gptcli.checkpoint.formats import FLOATS, Affine, Dense
 from gptcli.checkpoint.load import empty_decoder, quantized_bits
 from gptcli.checkpoint.recipes import Recipe, Take, Transposed, operands_of
 from gptcli.checkpoint.weights.tensor_source import TensorSource
@@ -34,10 +34,10 @@ def quantized_size(folder: ModelFolder, packing: Packing) -> int:
     """Bytes that `write_quantized` will write, about; never too few."""
     packed = _packed_in(folder, packing)
     return sum(
-        _packed_bytes(stored.shape, packed[name][0])
+        _packed_bytes(folder.weights[name].shape, packed[name][0])
         if name in packed
-        else sum(folder.tensors[each].size for each in stored.tensors)
-        for name, stored in folder.weights.items()
+        else sum(folder.tensors[each].size for each in folder.weights[name].tensors)
+        for name in written_weights(folder)
     )
 
 
@@ -54,20 +54,27 @@ def write_quantized(
     try:
         with TensorSource(folder) as source:
             writer = SafetensorsWriter(target)
-            for name, stored in folder.weights.items():
+            for name in written_weights(folder):
+                tensors = folder.weights[name].tensors
                 if name in packed:
-                    bits, transposed = packed[name]
-                    writer.add(_quantized(name, source.read(stored.tensors[0]), bits, transposed))
+                    writer.add(_quantized(name, source.read(tensors[0]), *packed[name]))
                 else:
-                    writer.add(
-                        {each: array_of(source.read(each), folder.tensors[each].dtype) for each in stored.tensors}
-                    )
+                    writer.add({each: array_of(source.read(each), folder.tensors[each].dtype) for each in tensors})
                 on_progress(source.bytes_read, folder.weight_bytes)
             writer.close()
         copy_texts(folder, target)
         write_json(target / "config.json", {**folder.config, "quantization": settings})
     except OSError as error:
         raise OutputError(f"cannot write: {target}: {error.strerror or error}") from None
+
+
+def written_weights(folder: ModelFolder) -> list[str]:
+    """The names of a folder's weights without dense ones that are no floats: causal masks, which nothing reads."""
+    return [
+        name
+        for name, stored in folder.weights.items()
+        if not isinstance(stored, Dense) or folder.tensors[stored.tensors[0]].dtype in FLOATS
+    ]
 
 
 def copy_texts(folder: ModelFolder, target: Path) -> None:

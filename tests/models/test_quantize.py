@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from gptcli.checkpoint.folder import ModelFolder
+from gptcli.export.dense_folder import write_dense
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import install_root
 from gptcli.settings import RuntimeConfig
@@ -55,6 +57,20 @@ def test_heads_and_embeddings_have_8_bits(models: Cli, tmp_path: Path) -> None:
     lm = LanguageModel.open("model-int4", RuntimeConfig(device="cpu"))
     assert lm.sampling_defaults == {"temperature": 0.5}
     assert lm.template.source == LanguageModel.open(str(path), RuntimeConfig()).template.source
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8], ids=str)
+def test_causal_masks_are_not_written(dtype: torch.dtype, models: Cli, tmp_path: Path) -> None:
+    path = write_reference(tmp_path / "model", "gpt2", vocab_size=320, **FAMILIES["gpt2"]).path
+    make_tokenizer().save(str(path / "tokenizer.json"))
+    tensors, mask = load_file(path / "model.safetensors"), "transformer.h.0.attn.bias"
+    save_file(tensors | {mask: torch.ones(1, 1, 128, 128).tril().to(dtype)}, path / "model.safetensors")
+    folder, dense = ModelFolder.open(path), tmp_path / "dense"
+    dense.mkdir()
+    write_dense(folder, dense, lambda name: None)
+    assert models("quantize", path, "--to", "int8", "-q").code == 0
+    for written in (dense, install_root() / "model-int8"):
+        assert ModelFolder.open(written).weights.keys() == folder.weights.keys() - {mask}
 
 
 def test_packed_weights_are_not_packed_again(models: Cli, tmp_path: Path) -> None:
