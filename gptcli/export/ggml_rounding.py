@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 _CHUNK = 1 << 20  # values rounded at once
-_CANDIDATES = 20  # scales that are tried for a group
+_CANDIDATES = 21  # scales that are tried for a group
 
 
 def rounded(values: Tensor, kind: str) -> Tensor:
@@ -79,11 +79,11 @@ def _q4_k(x: Tensor) -> Tensor:
 def _best_scale(groups: Tensor, most: int) -> Tensor:
     """Scales (n, groups) with the least squared error for levels from -most to most - 1, of values (n, groups, k)."""
     farthest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
-    best, least = torch.zeros_like(farthest), (groups**2 * groups**2).sum(-1, keepdim=True)
-    for step in range(-_CANDIDATES // 2, _CANDIDATES // 2 + 1):
-        tried = farthest / -(most + 0.1 * step)
+    weights = groups**2  # large values matter more
+    best, least = torch.zeros_like(farthest), (weights * weights).sum(-1, keepdim=True)
+    for step in range(_CANDIDATES):
+        tried = farthest / -(most + 0.1 * (step - _CANDIDATES // 2))
         q = (groups * _inverse(tried)).round().clamp(-most, most - 1)
-        weights = groups**2  # large values matter more
         scale = (weights * groups * q).sum(-1, keepdim=True) * _inverse((weights * q * q).sum(-1, keepdim=True))
         error = (weights * (groups - scale * q) ** 2).sum(-1, keepdim=True)
         best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
@@ -99,7 +99,7 @@ def _best_scale_and_minimum(groups: Tensor, levels: int) -> tuple[Tensor, Tensor
     best, minimum = span / levels, -low
     q = ((groups - low) * _inverse(best)).round().clamp(0, levels)
     least = (weights * (best * q + low - groups) ** 2).sum(-1, keepdim=True)
-    for step in range(_CANDIDATES + 1):
+    for step in range(_CANDIDATES):
         q = ((groups - low) * (levels - 1 + 0.1 * step) * _inverse(span)).round().clamp(0, levels)
         q1, q2 = (weights * q).sum(-1, keepdim=True), (weights * q * q).sum(-1, keepdim=True)
         x1, xq = (weights * groups).sum(-1, keepdim=True), (weights * groups * q).sum(-1, keepdim=True)

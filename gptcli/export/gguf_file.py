@@ -86,7 +86,7 @@ def write_model(
 def _planned(folder: ModelFolder, tokenizer: Tokenizer, name: str) -> _Plan:
     architecture = architecture_name(str(folder.config.get("model_type")))
     targets, taken = targets_of(folder, ARCHITECTURES[architecture])
-    config = gguf_config(architecture, folder, {each.name: each.shape for each in targets.values()}, taken)
+    config = gguf_config(architecture, folder, {each.name: each.shape for each in targets}, taken)
     if folder.is_gguf:
         told: list[Note] = []
         words = {
@@ -97,7 +97,7 @@ def _planned(folder: ModelFolder, tokenizer: Tokenizer, name: str) -> _Plan:
         words = tokenizer_fields(folder.path, tokenizer, stops, folder.architecture.config.vocab_size)
         told = tokenizer_notes(tokenizer, words, stops)
     fields = {**config.fields, "general.type": "model", "general.name": name, **_sampling(folder), **words}
-    return _Plan(fields, list(targets.values()), config.factors, config.edits, [*config.notes, *told])
+    return _Plan(fields, targets, config.factors, config.edits, [*config.notes, *told])
 
 
 def _sampling(folder: ModelFolder) -> dict[str, Any]:

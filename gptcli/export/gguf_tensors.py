@@ -73,25 +73,22 @@ def architecture_name(model_type: str) -> str:
     return WRITTEN_AS[model_type]
 
 
-def targets_of(folder: ModelFolder, known: GgufArchitecture) -> tuple[dict[str, Target], Mapping[str, Recipe]]:
-    """A file's tensors by their names there, and our parameters' recipes over them.
+def targets_of(folder: ModelFolder, known: GgufArchitecture) -> tuple[list[Target], Mapping[str, Recipe]]:
+    """A file's tensors, and our parameters' recipes over them.
 
     Raises UnsupportedArchitecture for what the architecture has no name for.
     """
     names = _file_names(known, folder.architecture)
     theirs = architecture_of(HfConfig(folder.config), names)
-    pairs = [pair for name, recipe in folder.architecture.parameters.items()
-             for pair in _solved(theirs.parameters[name], recipe)]  # fmt: skip
     found: dict[str, Target] = {}
-    for taken, recipe, part in pairs:
-        name = names.get(taken)
-        if name is None:
-            raise UnsupportedArchitecture(
-                f"cannot write as GGUF: the architecture has no tensor for {sources(recipe)[0]}"
-            )
-        found[name] = Target(name, _shape(folder, name, recipe, part), recipe, part)
-    order = {name: at for at, name in enumerate(names.values())}
-    return {name: found[name] for name in sorted(found, key=order.__getitem__)}, theirs.parameters
+    for parameter, ours in folder.architecture.parameters.items():
+        for taken, recipe, part in _solved(theirs.parameters[parameter], ours):
+            if (name := names.get(taken)) is None:
+                raise UnsupportedArchitecture(
+                    f"cannot write as GGUF: the architecture has no tensor for {sources(recipe)[0]}"
+                )
+            found[name] = Target(name, _shape(folder, name, recipe, part), recipe, part)
+    return [found[name] for name in names.values() if name in found], theirs.parameters
 
 
 def _file_names(known: GgufArchitecture, architecture: Architecture) -> dict[str, str]:

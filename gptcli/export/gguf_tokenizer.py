@@ -49,7 +49,7 @@ def tokenizer_fields(path: Path, tokenizer: Tokenizer, stop_ids: Iterable[int], 
     texts = [normalize("NFC", text) for text in _probes()]  # see `tokenizer_notes`
     wanted = [tokenizer.encode(text, add_special=False) for text in texts]
     reason = "no way of splitting texts that files know is its own"
-    for candidate in _models(state, tokens, types):
+    for candidate in _candidates(state, tokens):
         read = _read({**common, **candidate})
         reason = _difference(tokenizer, read, texts, wanted, rows) or ""
         if not reason:
@@ -126,7 +126,7 @@ def _roles(tokenizer: Tokenizer, stop_ids: Iterable[int], rows: int) -> dict[str
     }
 
 
-def _models(state: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> Iterator[dict[str, Any]]:
+def _candidates(state: Mapping[str, Any], tokens: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Fields that may describe the tokenizer, the likeliest first."""
     model = state["model"]
     if model["type"] != "BPE":

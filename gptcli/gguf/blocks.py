@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -42,24 +42,14 @@ def decoded(name: str, data: Array) -> Array:
     import numpy as np
 
     block = BLOCKS[name]
-    columns = data.shape[-1] // block.size * block.columns
-    values = np.empty((*data.shape[:-1], columns), np.float32)
-    flat, at = values.reshape(-1, block.columns), 0
-    for chunk in _chunks(data, block):
-        flat[at : at + len(chunk)] = block.decode(chunk)
-        at += len(chunk)
-    return values
-
-
-def _chunks(data: Array, block: BlockType) -> Iterator[Array]:
-    import numpy as np
-
-    dtype = np.dtype([(name, f"<{kind}", (count,)) for name, kind, count in block.fields])
+    dtype = np.dtype([(field, f"<{kind}", (count,)) for field, kind, count in block.fields])
     blocks = np.ascontiguousarray(data).reshape(-1).view(dtype)
-    step = _CHUNK // block.columns
+    values = np.empty((*data.shape[:-1], data.shape[-1] // block.size * block.columns), np.float32)
+    flat, step = values.reshape(-1, block.columns), _CHUNK // block.columns
     with np.errstate(all="ignore"):  # damaged scales give NaN or infinity
         for start in range(0, len(blocks), step):
-            yield blocks[start : start + step]
+            flat[start : start + step] = block.decode(blocks[start : start + step])
+    return values
 
 
 def _split(data: Array, bits: int, run: int = 1) -> Array:

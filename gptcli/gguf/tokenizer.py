@@ -36,7 +36,7 @@ def gguf_tokenizer(file: GgufFile) -> tuple[_Json, _Json]:
         )
     if kind not in ("gpt2", "llama", "gemma4"):
         known = "gpt2 (byte-level BPE), llama (SentencePiece) and gemma4 are read"
-        raise _unsupported(file, f"tokenizer {kind[:40]!r}; {known}")
+        raise BrokenTokenizer(f"cannot read: {file.path}: tokenizer {kind[:40]!r}; {known}")
     pre = file.get("tokenizer.ggml.pre", str, "default")
     if kind == "gpt2" and pre not in SPLITTERS:
         raise BrokenTokenizer(
@@ -104,10 +104,6 @@ def stop_ids(file: GgufFile) -> list[int]:
             ends.pop("<|end|>", None)
         ids += ends.values()
     return list(dict.fromkeys(id for id in ids if id is not None))
-
-
-def _unsupported(file: GgufFile, what: str) -> BrokenTokenizer:
-    return BrokenTokenizer(f"cannot read: {file.path}: {what}")
 
 
 def _role_ids(file: GgufFile, size: int) -> dict[str, int | None]:

@@ -92,14 +92,6 @@ class Fields:
 Extra = Callable[[Fields, dict[str, Any]], dict[str, Any]]
 
 
-def _nothing(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
-    return {}
-
-
-def _no_variant(fields: Fields) -> None:
-    return None
-
-
 TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 ATTENTION = {
     "attn_q": "self_attn.q_proj",
@@ -117,8 +109,7 @@ FOUR_NORMS = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
-
-
+LAST_NORMS = {name: module for name, module in FOUR_NORMS.items() if name.startswith("post")}
 _BARE = (
     *(".sinks", ".e_score_correction_bias", ".expert_bias", ".A_log", ".dt_bias", ".D"),
     *(".correct_output_scale", ".layer_scalar", "router.scale", ".per_expert_scale"),
@@ -219,5 +210,5 @@ class GgufArchitecture:
     read_only: bool = False
     constants: Mapping[str, Any] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
-    extra: Extra = _nothing
-    variant: Callable[[Fields], GgufArchitecture | None] = _no_variant
+    extra: Extra = field(default=lambda fields, config: {})
+    variant: Callable[[Fields], GgufArchitecture | None] = field(default=lambda fields: None)

@@ -7,6 +7,7 @@ from typing import Any
 
 from gptcli.gguf.families.architecture import (
     ATTENTION,
+    LAST_NORMS,
     LLAMA,
     MLP,
     NORMS,
@@ -160,10 +161,7 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     "olmo2": GgufArchitecture(
         model_type="olmo2",
         others=("olmo3",),
-        block=ATTENTION
-        | QK_NORMS
-        | MLP
-        | {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"},
+        block=ATTENTION | QK_NORMS | MLP | LAST_NORMS,
         extra=_olmo2,
     ),
     "granite": GgufArchitecture(model_type="granite", pairs=True, extra=_granite),
@@ -202,14 +200,7 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
         block=_PLAIN_MLP | QK_NORMS | {"attn_norm": "attention_layernorm", "ffn_norm": "feedforward_layernorm"},
         extra=_attention_bias,
     ),
-    "exaone4": GgufArchitecture(
-        model_type="exaone4",
-        block=ATTENTION
-        | QK_NORMS
-        | MLP
-        | {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"},
-        extra=_exaone4,
-    ),
+    "exaone4": GgufArchitecture(model_type="exaone4", block=ATTENTION | QK_NORMS | MLP | LAST_NORMS, extra=_exaone4),
     "hunyuan-dense": GgufArchitecture(
         model_type="hunyuan_v1_dense",
         block=LLAMA | {"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"},

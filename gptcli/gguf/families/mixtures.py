@@ -29,11 +29,7 @@ def _qwen_moe(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     if top_k < 1:
         raise fields.file.broken(f"{top_k} experts are used")
     width = fields.integer("expert_feed_forward_length", config["intermediate_size"] // top_k)
-    extra = {
-        "num_experts": fields.integer("expert_count"),
-        "num_experts_per_tok": top_k,
-        "moe_intermediate_size": width,
-    }
+    extra = experts_of(fields) | {"moe_intermediate_size": width}
     if config["model_type"] == "qwen2_moe":
         shared = fields.integer("expert_shared_feed_forward_length", config["intermediate_size"])
         extra["shared_expert_intermediate_size"] = shared
@@ -64,11 +60,7 @@ def _granite_moe(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
 
 def _olmoe(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     config["intermediate_size"] = fields.integer("expert_feed_forward_length", config["intermediate_size"])
-    return {
-        "attention_bias": fields.qkv_bias,
-        **experts_of(fields),
-        "norm_topk_prob": False,
-    }
+    return {"attention_bias": fields.qkv_bias, **experts_of(fields), "norm_topk_prob": False}
 
 
 def _dots1(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
@@ -172,7 +164,7 @@ _DOTS1 = GgufArchitecture(
 
 _QWEN3_MOE = GgufArchitecture(
     model_type="qwen3_moe",
-    block=ATTENTION | QK_NORMS | NORMS | stacked_experts("mlp.switch_mlp") | {"ffn_gate_inp": "mlp.gate"},
+    block=ATTENTION | QK_NORMS | NORMS | stacked_experts("mlp.switch_mlp") | _ROUTER,
     constants={"norm_topk_prob": True},
     extra=_qwen_moe,
 )
@@ -182,7 +174,8 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
         block=ATTENTION
         | NORMS
         | stacked_experts("mlp.switch_mlp")
-        | {"ffn_gate_inp": "mlp.gate", "ffn_gate_inp_shexp": "mlp.shared_expert_gate"}
+        | _ROUTER
+        | {"ffn_gate_inp_shexp": "mlp.shared_expert_gate"}
         | shared_expert("mlp.shared_expert"),
         constants={"norm_topk_prob": False},
         extra=_qwen_moe,
