@@ -1,6 +1,6 @@
 """Experimental: decodes by replaying a CUDA graph of the step, one launch per token instead of a thousand.
 
-A step is recorded again when the cache's memory or number of rows changes. Each recording is checked against a plain
+A step is captured again when the cache's memory or number of rows changes. Each capture is checked against a plain
 step before its use. If the check fails, plain steps continue, and `failure` tells why.
 """
 
@@ -15,18 +15,18 @@ from gptcli.cuda.static_step import Outputs, StaticStep, all_finite
 from gptcli.model.cache.kv_cache import KVCache
 from gptcli.model.decoder import Decoder
 
-Record = Callable[[Callable[[], Outputs], torch.device], Callable[[], Outputs]]
-"""Runs a function on a device at least once and records it; returns what replays it into the same output tensors."""
+Capture = Callable[[Callable[[], Outputs], torch.device], Callable[[], Outputs]]
+"""Runs a function on a device at least once and captures it; returns what replays it into the same output tensors."""
 
 
 def cuda_graph(run: Callable[[], Outputs], device: torch.device) -> Callable[[], Outputs]:
-    """A `Record` with CUDA graphs. Raises RuntimeError if the function cannot be recorded."""
+    """A `Capture` with CUDA graphs. Raises RuntimeError if the function cannot be captured."""
     side = torch.cuda.Stream(device)
     current = torch.cuda.current_stream(device)
     side.wait_stream(current)
-    # torch.cuda.graph would leave its own stream current when recording fails.
+    # torch.cuda.graph would leave its own stream current when capture fails.
     with torch.cuda.stream(side):
-        run()  # libraries initialize at their first call, which cannot be recorded
+        run()  # libraries initialize at their first call, which cannot be captured
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             outputs = run()
@@ -39,13 +39,13 @@ def cuda_graph(run: Callable[[], Outputs], device: torch.device) -> Callable[[],
     return replay
 
 
-class RecordedSteps:
-    """Steps of one token per row, replayed from a recording. `failure`: why steps are no longer recorded."""
+class CapturedSteps:
+    """Steps of one token per row, replayed from a capture. `failure`: why steps are no longer captured."""
 
-    def __init__(self, decoder: Decoder, record: Record) -> None:
+    def __init__(self, decoder: Decoder, capture: Capture) -> None:
         states = decoder.config.keeps_states
         self.failure: str | None = "steps of layers that keep a state are not recorded" if states else None
-        self._decoder, self._record = decoder, record
+        self._decoder, self._capture = decoder, capture
         self._last: tuple[StaticStep, Callable[[], Outputs]] | None = None
 
     def run(self, tokens: Sequence[int], cache: KVCache) -> Outputs:
@@ -55,7 +55,7 @@ class RecordedSteps:
         """
         cache.reserve(1)
         if self._last is None or not self._last[0].serves(cache):
-            self._last = None  # frees its memory before the next recording needs some
+            self._last = None  # frees its memory before the next capture needs some
             if self.failure is not None:
                 return self._plain(tokens, cache)
             return self._first(tokens, cache)
@@ -70,11 +70,11 @@ class RecordedSteps:
         return logits, all_finite(logits)
 
     def _first(self, tokens: Sequence[int], cache: KVCache) -> Outputs:
-        """Runs a plain step, and keeps a recording if it gives the same outputs and writes the same."""
+        """Runs a plain step, and keeps a capture if it gives the same outputs and writes the same."""
         step = StaticStep(self._decoder, cache)
         step.feed_another(cache)
         try:
-            replay = self._record(step.run, cache.device)
+            replay = self._capture(step.run, cache.device)
             step.wipe(cache)
             step.feed(tokens, cache)
             logits = replay()[0].clone()

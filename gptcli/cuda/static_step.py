@@ -51,7 +51,7 @@ class StaticStep:
     def feed_another(self, cache: KVCache) -> None:
         """Feeds other tokens and, if there is room, another position, so that a run writes only to scratch.
 
-        A recording of that run cannot contain the next step's input, so its check shows that it reads what is fed.
+        A capture of that run cannot contain the next step's input, so its check shows that it reads what is fed.
         """
         slots = [cache.cached(window) for window in self._rooms]
         fits = all(slot + 1 < room for slot, room in zip(slots, self._rooms.values(), strict=True))
@@ -99,7 +99,7 @@ def all_finite(logits: Tensor) -> Tensor:
 
 @dataclass
 class _SlotPosition:
-    """The `TextPosition` of one run, computed from tensors by recordable operations."""
+    """The `TextPosition` of one run, computed from tensors by capturable operations."""
 
     positions: Tensor
     slots: dict[int | None, Tensor]

@@ -11,7 +11,7 @@ import torch
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import Packing, WeightPlan
 from gptcli.checkpoint.recipes import sources
-from gptcli.cuda.graph import Record, cuda_graph
+from gptcli.cuda.graph import Capture, cuda_graph
 from gptcli.cuda.int4 import Tinygemm
 from gptcli.errors import NoSuchDevice, OutOfMemory
 from gptcli.kernels.bindings import BF16_LEVELS, Arithmetic, CacheKind
@@ -33,7 +33,7 @@ class DevicePlan:
     """How a model's weights are loaded, and what runs its steps.
 
     library: the compiled kernels; None: torch alone. cache_kind: the kernels' format of keys and values. rounding: a
-    note on why the arithmetic rounds more than was asked for, if it does. record: records a token's step; None: plain
+    note on why the arithmetic rounds more than was asked for, if it does. capture: captures a token's step; None: plain
     steps. new_cache: makes a text's cache where torch runs the steps.
     """
 
@@ -41,7 +41,7 @@ class DevicePlan:
     library: Library | None = None
     cache_kind: CacheKind = "fp32"
     rounding: str | None = None
-    record: Record | None = None
+    capture: Capture | None = None
     new_cache: Callable[..., KVCache] = KVCache
 
     @property
@@ -104,7 +104,7 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig, ranks: Ranks | None = 
             hint="try --quantize int4, a smaller --dtype or a smaller model",
         )
     arithmetic, rounding = ("fp32", None) if library is None else _arithmetic(folder, runtime, library, as_stored)
-    record = cuda_graph if device.type == "cuda" and not _plain() else None
+    capture = cuda_graph if device.type == "cuda" and not _plain() else None
     weights = WeightPlan(
         device,
         dtype,
@@ -115,7 +115,7 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig, ranks: Ranks | None = 
         _is_exact(runtime),
         Tinygemm() if _has_tinygemm(device) and dtype == torch.bfloat16 else None,
     )
-    return DevicePlan(weights, library, runtime.cache_kind, rounding, record)
+    return DevicePlan(weights, library, runtime.cache_kind, rounding, capture)
 
 
 def _bytes_in_fp32(folder: ModelFolder, runtime: RuntimeConfig, library: Library | None) -> int:
@@ -228,5 +228,4 @@ def _stored_dtype(folder: ModelFolder) -> torch.dtype:
     for tensor in folder.tensors.values():
         if tensor.dtype in sizes and len(tensor.shape) > 1:
             sizes[tensor.dtype] += tensor.size
-    stored = max(sizes, key=sizes.__getitem__)
-    return {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[stored]
+    return {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[max(sizes, key=sizes.__getitem__)]

@@ -76,7 +76,7 @@ def lead(
     decoder.register_forward_pre_hook(partial(_tell_run, name), with_kwargs=True)
     decoder.register_forward_hook(_ran)
     finalize(decoder, _channel.note, "forget", name)
-    return decoder, replace(plan, record=None, new_cache=partial(_LedCache, name))
+    return decoder, replace(plan, capture=None, new_cache=partial(_LedCache, name))
 
 
 def follow(ranks: Ranks) -> None:

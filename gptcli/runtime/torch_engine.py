@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from gptcli.cuda.graph import RecordedSteps
+from gptcli.cuda.graph import CapturedSteps
 from gptcli.cuda.static_step import all_finite
 from gptcli.kernels.bindings import Arithmetic, not_built
 from gptcli.kernels.layers import CompiledExperts, CompiledLinear
@@ -56,7 +56,7 @@ class TorchEngine(ChunkedEngine[Tensor]):
         self._prompt_chunk = _CUDA_CHUNK if plan.device.type == "cuda" and not keeps_scores else None
         self._program = lower(decoder, plan.library, plan.cache_kind) if plan.library else None
         self._sums_up = self._program is not None and self._program.scores
-        self._recorded = RecordedSteps(decoder, plan.record) if plan.record else None
+        self._captured = CapturedSteps(decoder, plan.capture) if plan.capture else None
 
     @property
     def kernels(self) -> str:
@@ -64,7 +64,7 @@ class TorchEngine(ChunkedEngine[Tensor]):
         library, plan = self.plan.library, self.plan
         if library is not None:
             return library.level if self._program else f"{library.level} and torch"
-        graphs = ["CUDA graphs"] if self._recorded and self._recorded.failure is None else []
+        graphs = ["CUDA graphs"] if self._captured and self._captured.failure is None else []
         tinygemm = ["tinygemm"] if plan.weights.tinygemm and plan.weights.tinygemm.used else []
         return ", ".join(["torch", *graphs, *tinygemm])
 
@@ -78,7 +78,7 @@ class TorchEngine(ChunkedEngine[Tensor]):
     @property
     def failures(self) -> tuple[str, ...]:
         """See `Engine.failures`; fast paths that failed their check are not used."""
-        checked = (self._recorded, self.plan.weights.tinygemm)
+        checked = (self._captured, self.plan.weights.tinygemm)
         failures = [each.failure for each in checked if each is not None and each.failure is not None]
         if self.plan.device.type == "cpu" and not_built():
             failures.append("the CPU kernels are not built: install a C compiler, then gptcli again")
@@ -106,11 +106,11 @@ class TorchEngine(ChunkedEngine[Tensor]):
 
     def _new_kv_cache(self) -> KVCache:
         config, plan = self.decoder.config, self.plan
-        return plan.new_cache(config, self.ctx_size, plan.device, plan.weights.dtype, zeroed=self._recorded is not None)
+        return plan.new_cache(config, self.ctx_size, plan.device, plan.weights.dtype, zeroed=self._captured is not None)
 
     def new_rows(self) -> TensorRows | None:
-        """See `Engine.new_rows`: where steps of rows are recorded."""
-        return None if self._recorded is None or self._recorded.failure else TensorRows(self)
+        """See `Engine.new_rows`: where steps of rows are captured."""
+        return None if self._captured is None or self._captured.failure else TensorRows(self)
 
     @property
     def kv(self) -> str:
@@ -227,17 +227,17 @@ class TorchEngine(ChunkedEngine[Tensor]):
         """Appends tokens, equally many to each row; the logits of each row's last ones, (rows * wanted, vocab)."""
         length = cache.length + len(rows[0])
         with memory_errors(self.device_name, f"running token {length}"), self._step:
-            if self._recorded is not None and len(rows[0]) == 1:
-                logits, all_of_them = self._recorded.run([token for [token] in rows], cache)
-                finite = bool(all_of_them)  # the next recorded step overwrites it
+            if self._captured is not None and len(rows[0]) == 1:
+                logits, all_of_them = self._captured.run([token for [token] in rows], cache)
+                finite = bool(all_of_them)  # the next captured step overwrites it
             else:
                 hidden = self.decoder(torch.tensor(rows, device=self.plan.device), cache)
                 logits = self.decoder.logits(hidden[:, -wanted:].flatten(0, 1))
                 finite = self._all_finite(logits)
             cache.advance(*rows)
         if not finite:
-            if self._recorded is not None:
-                cache.discard()  # recorded steps multiply scratch by zero, and NaN stays NaN
+            if self._captured is not None:
+                cache.discard()  # captured steps multiply scratch by zero, and NaN stays NaN
             raise self._non_finite(length)
         return logits
 

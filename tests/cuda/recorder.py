@@ -48,8 +48,8 @@ def tensors(tree: Any) -> Iterator[Tensor]:
     return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
 
 
-def record(run: Callable[[], Outputs], device: torch.device) -> Callable[[], Outputs]:
-    """A `gptcli.cuda.graph.Record`."""
+def capture(run: Callable[[], Outputs], device: torch.device) -> Callable[[], Outputs]:
+    """A `gptcli.cuda.graph.Capture`."""
     run()
     with Recorder() as recorder:
         outputs = run()
@@ -63,7 +63,7 @@ def record(run: Callable[[], Outputs], device: torch.device) -> Callable[[], Out
                     old.copy_(new)
         return outputs
 
-    # A graph has private memory: its contents at recording are no result.
+    # A graph has private memory: its contents at capture are no result.
     for output in outputs:
         output.zero_()
     return replay

@@ -1,4 +1,4 @@
-"""Packed weights without a CUDA kernel can be part of a recorded step: nothing waits."""
+"""Packed weights without a CUDA kernel can be part of a captured step: nothing waits."""
 
 from __future__ import annotations
 

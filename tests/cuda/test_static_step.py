@@ -1,4 +1,4 @@
-"""Recorded steps: on the CPU with our recorder, on a GPU also with CUDA graphs."""
+"""Captured steps: on the CPU with our recorder, on a GPU also with CUDA graphs."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 
 import gptcli.model.cache.kv_cache
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.cuda.graph import Record, cuda_graph
+from gptcli.cuda.graph import Capture, cuda_graph
 from gptcli.cuda.static_step import Outputs, StaticStep
 from gptcli.errors import NonFiniteLogits
 from gptcli.model.cache.kv_cache import KVCache
 from gptcli.model.position import AppendPosition
 from gptcli.runtime.torch_engine import TorchEngine
 from tests.cuda.fake_cuda import OnTheDevice, fake_cuda, fake_model
-from tests.cuda.recorder import Recorder, record
+from tests.cuda.recorder import Recorder, capture
 from tests.parity import test_families
 from tests.tiny import make_model
 
-DEVICES: list[tuple[str, Record]] = [("cpu", record)] + [("cuda", cuda_graph)] * torch.cuda.is_available()
+DEVICES: list[tuple[str, Capture]] = [("cpu", capture)] + [("cuda", cuda_graph)] * torch.cuda.is_available()
 TEXT = torch.randint(3, 300, (60,), generator=torch.Generator().manual_seed(0)).tolist()
 
 
@@ -40,9 +40,9 @@ def small_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def engine_of(
-    model: Path, record: Record | None, device: str = "cpu", dtype: torch.dtype = torch.float32
+    model: Path, capture: Capture | None, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> TorchEngine:
-    return test_families.engine_of(model, dtype, record=record, device=device)
+    return test_families.engine_of(model, dtype, capture=capture, device=device)
 
 
 def logits_of(engine: TorchEngine, text: list[int] = TEXT, prompt: int = 5) -> Tensor:
@@ -54,13 +54,15 @@ def logits_of(engine: TorchEngine, text: list[int] = TEXT, prompt: int = 5) -> T
     return logits.cpu()
 
 
-@pytest.mark.parametrize(("device", "record"), DEVICES)
-def test_a_text_that_outgrows_its_room_has_the_logits_of_plain_steps(device: str, record: Record, model: Path) -> None:
+@pytest.mark.parametrize(("device", "capture"), DEVICES)
+def test_a_text_that_outgrows_its_room_has_the_logits_of_plain_steps(
+    device: str, capture: Capture, model: Path
+) -> None:
     made: list[Callable[[], Outputs]] = []
 
     def counted(run: Callable[[], Outputs], device: torch.device) -> Callable[[], Outputs]:
         made.append(run)
-        return record(run, device)
+        return capture(run, device)
 
     engine = engine_of(model, counted, device)
     torch.testing.assert_close(logits_of(engine), logits_of(engine_of(model, None, device)), rtol=1e-4, atol=1e-4)
@@ -68,16 +70,16 @@ def test_a_text_that_outgrows_its_room_has_the_logits_of_plain_steps(device: str
     assert 3 <= len(made) <= 6  # of 55 steps
 
 
-@pytest.mark.parametrize(("device", "record"), DEVICES)
-def test_rounding_in_bf16_is_no_fault_of_a_recording(device: str, record: Record, model: Path) -> None:
-    engine = engine_of(model, record, device, torch.bfloat16)
+@pytest.mark.parametrize(("device", "capture"), DEVICES)
+def test_rounding_in_bf16_is_no_fault_of_a_capture(device: str, capture: Capture, model: Path) -> None:
+    engine = engine_of(model, capture, device, torch.bfloat16)
     logits_of(engine)
     assert engine.failures == ()
 
 
-@pytest.mark.parametrize(("device", "record"), DEVICES)
-def test_logits_stay_when_the_next_step_is_run(device: str, record: Record, model: Path) -> None:
-    engine = engine_of(model, record, device)
+@pytest.mark.parametrize(("device", "capture"), DEVICES)
+def test_logits_stay_when_the_next_step_is_run(device: str, capture: Capture, model: Path) -> None:
+    engine = engine_of(model, capture, device)
     cache = engine.new_cache()
     for token in TEXT[:6]:
         logits = engine.decode(token, cache)
@@ -87,13 +89,13 @@ def test_logits_stay_when_the_next_step_is_run(device: str, record: Record, mode
 
 
 def nothing_again(run: Callable[[], Outputs], device: torch.device) -> Callable[[], Outputs]:
-    """A recording that replays nothing: its outputs stay those of the recorded step."""
+    """A capture that replays nothing: its outputs stay those of the captured step."""
     outputs = run()
     return lambda: outputs
 
 
 def another_position(run: Callable[[], Outputs], device: torch.device) -> Callable[[], Outputs]:
-    """A recording with its position as a constant."""
+    """A capture with its position as a constant."""
     inputs = run.__self__._inputs  # type: ignore[attr-defined]
     position = inputs[:1].clone()
 
@@ -105,7 +107,7 @@ def another_position(run: Callable[[], Outputs], device: torch.device) -> Callab
 
 
 def no_keys_written(run: Callable[[], Outputs], device: torch.device) -> Callable[[], Outputs]:
-    """A recording whose keys and values are not written."""
+    """A capture whose keys and values are not written."""
     step = run.__self__  # type: ignore[attr-defined]
 
     def replay() -> Outputs:
@@ -134,7 +136,7 @@ def refused(run: Callable[[], Outputs], device: torch.device) -> Callable[[], Ou
         (refused, "the decode step could not be recorded: operation not permitted when stream is capturing"),
     ],
 )
-def test_a_recording_that_is_wrong_is_found_out_and_no_logits_come_of_it(faulty: Record, why: str, model: Path) -> None:
+def test_a_capture_that_is_wrong_is_found_out_and_no_logits_come_of_it(faulty: Capture, why: str, model: Path) -> None:
     engine = engine_of(model, faulty)
     assert logits_of(engine).equal(logits_of(engine_of(model, None)))
     (failure,) = engine.failures
@@ -143,19 +145,19 @@ def test_a_recording_that_is_wrong_is_found_out_and_no_logits_come_of_it(faulty:
 
 
 def test_missing_keys_are_noticed_even_if_equal_ones_were_written_before(model: Path) -> None:
-    made: list[Record] = [record, no_keys_written]
+    made: list[Capture] = [capture, no_keys_written]
     engine = engine_of(model, lambda run, device: made.pop(0)(run, device))
     cache = engine.new_cache()
     engine.prefill(TEXT[:20], cache)
     engine.decode(7, cache)
     cache.truncate(20)
-    cache.moves += 1  # forces another recording, of the same step in the same memory
+    cache.moves += 1  # forces another capture, of the same step in the same memory
     engine.decode(7, cache)
     assert made == [] and len(engine.failures) == 1
 
 
-def test_a_recording_that_turns_wrong_later_is_found_out_when_the_next_is_made(model: Path) -> None:
-    made: list[Record] = [record, nothing_again]
+def test_a_capture_that_turns_wrong_later_is_found_out_when_the_next_is_made(model: Path) -> None:
+    made: list[Capture] = [capture, nothing_again]
     engine = engine_of(model, lambda run, device: made.pop(0)(run, device))
     torch.testing.assert_close(logits_of(engine), logits_of(engine_of(model, None)), rtol=1e-4, atol=1e-4)
     assert made == [] and len(engine.failures) == 1
@@ -178,7 +180,7 @@ def test_a_step_has_the_same_operations_wherever_it_is(model: Path) -> None:
 
 
 def test_the_room_that_is_masked_may_hold_anything_finite(model: Path) -> None:
-    engine = engine_of(model, record)
+    engine = engine_of(model, capture)
     cache = engine.new_cache()
     engine.prefill(TEXT[:20], cache)
     engine.decode(7, cache)
@@ -192,9 +194,11 @@ def test_the_room_that_is_masked_may_hold_anything_finite(model: Path) -> None:
     assert engine.decode(7, cache).equal(expected)
 
 
-@pytest.mark.parametrize(("device", "record"), DEVICES)
-def test_nan_is_an_error_at_its_token_and_leaves_nothing_in_the_cache(device: str, record: Record, model: Path) -> None:
-    engine = engine_of(model, record, device)
+@pytest.mark.parametrize(("device", "capture"), DEVICES)
+def test_nan_is_an_error_at_its_token_and_leaves_nothing_in_the_cache(
+    device: str, capture: Capture, model: Path
+) -> None:
+    engine = engine_of(model, capture, device)
     cache = engine.new_cache()
     engine.prefill(TEXT[:20], cache)
     expected = engine.decode(7, cache)
@@ -208,8 +212,8 @@ def test_nan_is_an_error_at_its_token_and_leaves_nothing_in_the_cache(device: st
     torch.testing.assert_close(engine.decode(7, cache), expected)
 
 
-def test_nan_where_a_step_is_first_recorded_is_no_fault_of_the_recording(model: Path) -> None:
-    engine = engine_of(model, record)
+def test_nan_where_a_step_is_first_captured_is_no_fault_of_the_capture(model: Path) -> None:
+    engine = engine_of(model, capture)
     engine.decoder.embed.weight.data[9] = float("nan")
     with pytest.raises(NonFiniteLogits):
         engine.decode(9, engine.new_cache())

@@ -21,7 +21,7 @@ import gptcli.runtime.program
 import gptcli.runtime.program_cache
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import Packing, WeightPlan, load_decoder
-from gptcli.cuda.graph import Record, cuda_graph
+from gptcli.cuda.graph import Capture, cuda_graph
 from gptcli.cuda.static_step import StaticStep
 from gptcli.kernels.bindings import Arithmetic
 from gptcli.kernels.tensors import Library
@@ -33,7 +33,7 @@ from gptcli.runtime.fast_start.snapshot_engine import SnapshotEngine, SnapshotLo
 from gptcli.runtime.fast_start.snapshot_file import read, write
 from gptcli.runtime.torch_engine import TensorRows, TorchEngine
 from tests.cuda.fake_cuda import OnTheDevice, fake_cuda, fake_model
-from tests.cuda.recorder import record
+from tests.cuda.recorder import capture
 from tests.parity.configs import DELTA, GEMMA3_ROPES, GPT, LATENT, LONGROPE, MINISTRAL, QWEN_MOE, YARN
 from tests.parity.reference import Reference, write_reference
 from tests.tiny import CONFIG, write_tokenizer
@@ -402,14 +402,14 @@ def engine_of(
     path: Path,
     dtype: torch.dtype = torch.float32,
     library: Library | None = None,
-    record: Record | None = None,
+    capture: Capture | None = None,
     device: str = "cpu",
     half: torch.dtype | None = None,
     packing: Packing = "expand",
     arithmetic: Arithmetic = "fp32",
 ) -> TorchEngine:
     weights = WeightPlan(torch.device(device), dtype, packing, library, half, arithmetic)
-    plan, decoder = DevicePlan(weights, library, record=record), load_decoder(ModelFolder.open(path), weights)
+    plan, decoder = DevicePlan(weights, library, capture=capture), load_decoder(ModelFolder.open(path), weights)
     return TorchEngine(decoder, plan, decoder.config.max_context, load_s=0.0)
 
 
@@ -432,7 +432,7 @@ def wanted(reference: Reference) -> Tensor:
 @pytest.fixture(scope="module", params=["torch", "kernels"] + ["cuda"] * torch.cuda.is_available())
 def engine(reference: Reference, request: pytest.FixtureRequest) -> TorchEngine:
     if request.param == "cuda":
-        return engine_of(reference.path, record=cuda_graph, device="cuda")
+        return engine_of(reference.path, capture=cuda_graph, device="cuda")
     return engine_of(reference.path, library=needed_library() if request.param == "kernels" else None)
 
 
@@ -560,17 +560,17 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_recorded_step_has_the_logits_of_a_plain_one(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_captured_step_has_the_logits_of_a_plain_one(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
     small_steps(monkeypatch, 10)  # LongRoPE's borders fall inside a step, not between
     monkeypatch.setattr(gptcli.model.attention, "_SPLIT", 5)
     monkeypatch.setattr(gptcli.model.mlp, "_few_on_a_gpu", lambda x: len(x) <= 3)
-    plain, recorded = engine_of(reference.path), engine_of(reference.path, record=record)
-    if recorded.decoder.config.keeps_states:
-        recorded.decode(IDS[0], recorded.new_cache())
-        assert recorded.failures == ("slower than it could be: steps of layers that keep a state are not recorded",)
+    plain, captured = engine_of(reference.path), engine_of(reference.path, capture=capture)
+    if captured.decoder.config.keeps_states:
+        captured.decode(IDS[0], captured.new_cache())
+        assert captured.failures == ("slower than it could be: steps of layers that keep a state are not recorded",)
         return
-    assert relative_error(decoded(recorded), decoded(plain)) < TOLERANCE
-    assert not recorded.failures
+    assert relative_error(decoded(captured), decoded(plain)) < TOLERANCE
+    assert not captured.failures
 
 
 def decoded(engine: TorchEngine) -> Tensor:
@@ -593,7 +593,7 @@ def decoded(engine: TorchEngine) -> Tensor:
 def test_a_step_on_cuda_waits_for_nothing_and_copies_nothing_there(reference: Reference) -> None:
     config = ModelFolder.open(reference.path).architecture.config
     if config.keeps_states:
-        return  # such steps are not recorded
+        return  # such steps are not captured
     mixture = any(isinstance(block.mlp, MoeConfig) for block in config.blocks)  # which multiplies few rows otherwise
     for rows in (1, 8) if mixture else (1,):
         with fake_cuda(), torch.inference_mode():

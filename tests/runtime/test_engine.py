@@ -219,14 +219,14 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("a_gpu")
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
-def test_a_gpu_has_recorded_steps_and_its_kernel_for_packed_weights_in_bf16(tiny_model: Path, quantize: str) -> None:
+def test_a_gpu_has_captured_steps_and_its_kernel_for_packed_weights_in_bf16(tiny_model: Path, quantize: str) -> None:
     folder = ModelFolder.open(tiny_model)
     plan = plan_for(folder, RuntimeConfig(quantize=quantize))
     assert (plan.device.type, plan.dtype_name, plan.library) == ("cuda", "bf16", None)
-    assert plan.record is cuda_graph and plan.weights.tinygemm is not None
+    assert plan.capture is cuda_graph and plan.weights.tinygemm is not None
     assert not torch.backends.cuda.cudnn_sdp_enabled()
     named = plan_for(folder, RuntimeConfig(quantize=quantize, dtype="fp16"))
-    assert (named.dtype_name, named.weights.tinygemm) == ("fp16", None) and named.record is cuda_graph
+    assert (named.dtype_name, named.weights.tinygemm) == ("fp16", None) and named.capture is cuda_graph
 
 
 @pytest.mark.usefixtures("a_gpu")
@@ -239,11 +239,11 @@ def test_an_older_gpu_or_torch_alone_has_no_such_kernel(tiny_model: Path, monkey
     folder = ModelFolder.open(tiny_model)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     older = plan_for(folder, RuntimeConfig(quantize="int4"))
-    assert (older.dtype_name, older.weights.tinygemm) == ("fp32", None) and older.record is cuda_graph
+    assert (older.dtype_name, older.weights.tinygemm) == ("fp32", None) and older.capture is cuda_graph
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setenv("GPTCLI_KERNELS", "off")
     alone = plan_for(folder, RuntimeConfig(quantize="int4", dtype="bf16"))
-    assert (alone.record, alone.weights.tinygemm) == (None, None)
+    assert (alone.capture, alone.weights.tinygemm) == (None, None)
 
 
 def test_keys_and_values_that_only_kernels_keep_are_refused_without(

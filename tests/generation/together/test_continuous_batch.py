@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import gptcli
 from gptcli import Finished, LanguageModel, Request, TextDelta
-from gptcli.cuda.graph import RecordedSteps
+from gptcli.cuda.graph import CapturedSteps
 from gptcli.errors import ContextOverflow, NonFiniteLogits, OutOfMemory
 from gptcli.generation.together import continuous_batch
 from gptcli.generation.together.continuous_batch import ContinuousBatch
@@ -22,7 +22,7 @@ from gptcli.generation.together.job import Job
 from gptcli.runtime import device_plan
 from gptcli.runtime.engine import Extended, Extension
 from gptcli.settings import SamplingConfig
-from tests.cuda.recorder import record
+from tests.cuda.recorder import capture
 from tests.generation.outcomes import facts, outcome
 from tests.parity.test_families import ROW, needed_library
 from tests.tiny import CONFIG, make_model, make_weights
@@ -35,7 +35,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 BEGINNINGS = [[], list(range(3, 40)), [*range(3, 30), *range(60, 72)], list(range(90, 110))]
 
 
-IN_TORCH = ["torch", "windows in torch", "borders in torch", "recorded", "qwen3_next", "deepseek_v3"]
+IN_TORCH = ["torch", "windows in torch", "borders in torch", "captured", "qwen3_next", "deepseek_v3"]
 
 
 @pytest.fixture(scope="module", params=["kernels", "windows", "borders", *IN_TORCH])
@@ -50,8 +50,8 @@ def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory)
         else:
             make_model(path, **CONFIGS.get(request.param.split()[0], {}))
         lm = gptcli.load(path, device="cpu", dtype="fp32", ctx_size=64)
-        if request.param == "recorded":
-            lm.full_engine()._recorded = RecordedSteps(lm.full_engine().decoder, record)
+        if request.param == "captured":
+            lm.full_engine()._captured = CapturedSteps(lm.full_engine().decoder, capture)
         yield lm
 
 

@@ -12,14 +12,14 @@ import torch
 
 import gptcli
 from gptcli import Finished, LanguageModel, TextDelta
-from gptcli.cuda.graph import RecordedSteps
+from gptcli.cuda.graph import CapturedSteps
 from gptcli.cuda.static_step import Outputs
 from gptcli.errors import ContextOverflow, UsageError
 from gptcli.generation.steps import SharedSteps
 from gptcli.runtime import device_plan as device
 from gptcli.runtime import torch_engine as engine
 from gptcli.settings import SamplingConfig, StopConfig
-from tests.cuda.recorder import record
+from tests.cuda.recorder import capture
 from tests.generation.outcomes import Outcome, facts, outcome
 from tests.parity.test_families import needed_library
 
@@ -28,14 +28,14 @@ PROMPT = list(range(3, 40))
 VARIED = SamplingConfig(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, logit_bias=((2, 1.5),), seed=3)
 
 
-@pytest.fixture(scope="module", params=["torch", "recorded", "kernels"])
+@pytest.fixture(scope="module", params=["torch", "captured", "kernels"])
 def lm(request: pytest.FixtureRequest, tiny_model: Path) -> LanguageModel:
     kernels = needed_library() if request.param == "kernels" else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "kernels", lambda: kernels)
         lm = gptcli.load(tiny_model, device="cpu", dtype="fp32", ctx_size=64)
-        if request.param == "recorded":
-            lm.full_engine()._recorded = RecordedSteps(lm.full_engine().decoder, record)
+        if request.param == "captured":
+            lm.full_engine()._captured = CapturedSteps(lm.full_engine().decoder, capture)
         return lm
 
 
@@ -116,7 +116,7 @@ def test_more_than_fit_into_a_step_take_turns_and_run_the_prompt_once(
     assert [facts(*one) for one in got] == [facts(*one) for one in alone(lm, samplings, StopConfig())]
 
 
-def test_samples_whose_steps_cannot_be_recorded_go_on_as_texts_of_any_length(
+def test_samples_whose_steps_cannot_be_captured_go_on_as_texts_of_any_length(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(run: Callable[[], Outputs], device: torch.device) -> Callable[[], Outputs]:
@@ -126,7 +126,7 @@ def test_samples_whose_steps_cannot_be_recorded_go_on_as_texts_of_any_length(
     monkeypatch.setattr(engine, "MOST_ROWS", 3)
     lm = gptcli.load(tiny_model, device="cpu", dtype="fp32", ctx_size=64)
     full = lm.full_engine()
-    full._recorded = RecordedSteps(full.decoder, refused)
+    full._captured = CapturedSteps(full.decoder, refused)
     steps, extend = list[int](), full.extend
     monkeypatch.setattr(full, "extend", lambda texts: steps.append(len(texts)) or extend(texts))
     samplings = VARIED.for_samples(7)
