@@ -96,7 +96,7 @@ class _Half:
     @property
     def group(self) -> int:
         """Columns that share a scale."""
-        tile_rows, outer, _, pairs = self.tiles.shape
+        _, outer, _, pairs = self.tiles.shape
         return outer * pairs * 32 // len(self.scales_and_zeros)
 
     def rows(self, index: Tensor) -> Tensor:

@@ -178,10 +178,7 @@ def _rounding_notes(plan: _Plan, folder: ModelFolder, to: str) -> list[Note]:
 
 def _need_space(file: Path, plan: _Plan, folder: ModelFolder, to: str | None) -> None:
     """Raises OutputError unless the file will fit. Unrounded weights count as stored; they may take twice that."""
-    if to is None:
-        size = folder.weight_bytes
-    else:
-        size = sum(_bytes(target, to) for target in plan.targets)
+    size = folder.weight_bytes if to is None else sum(_bytes(target, to) for target in plan.targets)
     free = shutil.disk_usage(file.parent).free
     if free < size + _SPARE:
         raise OutputError(f"no space: {file}: {size / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free")

@@ -181,7 +181,7 @@ class Completion:
             cut_call=self.cut_call,
         )
 
-    def end_at_the_contexts_end(self, ctx_size: int) -> None:
+    def end_at_full_context(self, ctx_size: int) -> None:
         """Ends the text at a full context of `ctx_size` tokens, with an error if `stop.overflow` is "error"."""
         self.end("length")
         if self.stop.overflow == "error":

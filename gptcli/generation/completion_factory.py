@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from gptcli.errors import UsageError
 from gptcli.generation.request_checks import check_request
 from gptcli.generation.sampling.banned_tokens import always_banned
+from gptcli.generation.sampling.constraint import Constraint, nothing_allowed
 from gptcli.generation.sampling.native_sampler import native_can_sample
 from gptcli.generation.sampling.sampler import make_sampler
 from gptcli.runtime.engine import Engine, Workload
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from gptcli.generation.completion import Completion
     from gptcli.generation.constraints.grammar import CallGrammar
     from gptcli.generation.constraints.matcher import Compiler
-    from gptcli.generation.sampling.constraint import Constraint
     from gptcli.tools.formats import ToolUse
     from gptcli.tools.splitter import Splitter
 
@@ -66,12 +66,13 @@ class CompletionFactory:
         Raises UsageError and ContextOverflow.
         """
         samplings = [sampling.sparing(self._stop_ids) for sampling in samplings]
+        banned = self._stop_ids if stop.ignore_eos else frozenset[int]()
         forces = True  # not with bans: a banned token must not be forced
         for sampling in dict.fromkeys(replace(sampling, seed=None) for sampling in samplings):
             self.check(prompt, sampling, constraint, tools)
             never = {token for token, bias in sampling.logit_bias if bias == float("-inf")} | always_banned(sampling)
-            if never.union(self._stop_ids if stop.ignore_eos else ()).issuperset(range(self._tokenizer.size)):
-                raise UsageError("no token is left that may be drawn")
+            if (never | banned).issuperset(range(self._tokenizer.size)):
+                raise nothing_allowed()
             forces = forces and not never and not sampling.bans
         if logprobs is not None and logprobs < 0:
             raise UsageError(f"logprobs must be at least 0, not {logprobs}")
@@ -79,7 +80,6 @@ class CompletionFactory:
 
         tokens = None if stop.max_tokens < 0 else len(prompt) + stop.max_tokens
         engine = engine_for(Workload(explain or not all(map(native_can_sample, samplings)), tokens))
-        banned = self._stop_ids if stop.ignore_eos else frozenset[int]()
         sampler = partial(
             make_sampler, engine.library, self._tokenizer, banned=banned, logprobs=logprobs, explain=explain
         )

@@ -40,7 +40,7 @@ def generate(
     own_cache = (cache or PromptCache()).for_engine(engine)
     if len(completions) == 1:
         single = SingleSteps(engine, own_cache, drafter, most_drafted, completions[0].constraint)
-        yield _Together(engine, [*completions], single, on_prefill, cancelled).events(completions[0])
+        yield _Samples(engine, [*completions], single, on_prefill, cancelled).events(completions[0])
         return
     groups = -(-len(completions) // engine.most_rows(Job(engine, completions[0]).room))
     for group in range(groups):
@@ -51,9 +51,9 @@ def generate(
             return
         if group and cancelled():
             return
-        own, steps = completions[begin:end], SharedSteps(engine, own_cache, rows)
-        together = _Together(engine, [*own], steps, on_prefill, cancelled)
-        yield from map(together.events, own)
+        own = completions[begin:end]
+        samples = _Samples(engine, [*own], SharedSteps(engine, own_cache, rows), on_prefill, cancelled)
+        yield from map(samples.events, own)
 
 
 def _in_a_batch(
@@ -85,7 +85,7 @@ def _in_a_batch(
 
 
 @dataclass
-class _Together:
+class _Samples:
     """Samples of one prompt, which is prefilled once; they share each step until they end."""
 
     engine: Engine
@@ -110,18 +110,17 @@ class _Together:
 
     def _advance(self) -> None:
         """Draws a token for each sample that has not ended."""
-        overflow = self.running[0].stop.overflow
         if self.timing is None:
             logits = self._prefill()
         elif self.cancelled():
             logits = None
         elif len(self.running[0].history) < self.engine.ctx_size:
             logits = self.steps.after([sample.history for sample in self.running])
-        elif overflow == "shift":
+        elif self.running[0].stop.overflow == "shift":
             logits = self._shift()
         else:
             for sample in self.running:
-                sample.end_at_the_contexts_end(self.engine.ctx_size)
+                sample.end_at_full_context(self.engine.ctx_size)
             return
         if logits is None:
             for sample in self.running:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Literal, Self, cast, get_args
 
 from gptcli.errors import UsageError
 
@@ -197,9 +197,8 @@ class Functions:
         if path is None or wanted == "off":
             return None
         loaded = cls(path)
-        for level in choices:
-            if level == wanted:
-                loaded.set_level(level)
+        if wanted:
+            loaded.set_level(cast("Level", wanted))
         return loaded
 
     @property

@@ -110,14 +110,11 @@ class Bandwidth:
     def measure(self) -> None:
         """Measures a few times more."""
         for act, size in self._ways * _READS:
-            self.best = max(self.best, size / _seconds(self._device, act, self._times))
-
-
-def _seconds(device: torch.device, act: Callable[[], object], times: int) -> float:
-    started = _settled(device)
-    for _ in range(times):
-        act()
-    return (_settled(device) - started) / times
+            started = _settled(self._device)
+            for _ in range(self._times):
+                act()
+            seconds = (_settled(self._device) - started) / self._times
+            self.best = max(self.best, size / seconds)
 
 
 def peak_device_memory(device_name: str) -> int | None:

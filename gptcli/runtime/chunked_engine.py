@@ -142,10 +142,10 @@ class ChunkedEngine(ABC, Generic[_Rows]):
         """See `Engine.extend`. A text that crosses a RoPE border runs by itself."""
         whole = self._all_rotated_alike(texts)
         shares = [len(texts) > 1 and own is text for own, text in zip(whole, texts, strict=True)]
-        shared = iter(self._run_together(list(compress(whole, shares))))
+        shared = iter(self._run_shared(list(compress(whole, shares))))
         return [next(shared) if sharing else self._run_alone(own) for own, sharing in zip(whole, shares, strict=True)]
 
-    def _run_together(self, texts: Sequence[Extension]) -> list[Extended]:
+    def _run_shared(self, texts: Sequence[Extension]) -> list[Extended]:
         if not texts:
             return []
         try:

@@ -97,10 +97,10 @@ class ProgramCache:
         needed = (part.first <= max(0, length - part.window + 1) for part in self._parts if part.window)
         return length if all(needed) else 0
 
-    def copy(self, length: int | None = None) -> Self:
-        """Another cache with the first `length` tokens, by default all; empty where `truncate` would keep none."""
+    def copy(self, length: int) -> Self:
+        """Another cache with the first `length` tokens; empty where `truncate` would keep none."""
         other = type(self)([part.layout for part in self._parts], self.limit, self._state.size)
-        length = self.length if length is None else self._kept(length)
+        length = self._kept(length)
         if length:
             state = self._state if length == self.length else self._marks.at(length) or self._state
             ctypes.memmove(other._state.address, state.address, state.size)

@@ -131,7 +131,7 @@ def test_scores_summed_up_in_the_kernels_are_those_of_kept_logits(
     tiny: LanguageModel, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = tiny.score(text, top=1)
-    monkeypatch.setattr(decoder, "_room", None)  # makes room for logits
+    monkeypatch.setattr(decoder, "_empty", None)  # makes room for logits
     summed = tiny.score(text)
     assert len(summed.ids) > program.MANY_LOGITS
     assert summed.logprobs[1:] == pytest.approx(kept.logprobs[1:], abs=1e-6)

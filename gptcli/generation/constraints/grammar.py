@@ -313,9 +313,9 @@ def _check_costs(schema: dict[str, Any]) -> None:
             divisors.append(Fraction(str(divisor)).numerator)
     if pairs > _MOST_PAIRS:
         raise UsageError("json-schema: too large: too many properties, choices or references")
-    together = math.lcm(*divisors) if any("allOf" in part for part in everything) else max(divisors, key=_states)
-    if max(_states(together), sum(map(_states, set(divisors)))) > _MOST_STATES:
-        raise UsageError(f"json-schema: not supported: multipleOf {together}")
+    divisor = math.lcm(*divisors) if any("allOf" in part for part in everything) else max(divisors, key=_states)
+    if max(_states(divisor), sum(map(_states, set(divisors)))) > _MOST_STATES:
+        raise UsageError(f"json-schema: not supported: multipleOf {divisor}")
 
 
 def _expanded(pattern: object) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from functools import cached_property
@@ -111,7 +111,7 @@ class Compiler:
         if isinstance(config, CallGrammar) and config.after:
             beyond = {mark: self._beyond[mark] for mark in map(str.encode, config.after)}
             return AfterMarks(begin, self._tokenizer, beyond, self._library.greedy_tokenize, in_thoughts=in_thoughts)
-        return AfterThoughts(begin(), self._tokenizer, CLOSING, self._stop_ids) if in_thoughts else begin()
+        return AfterThoughts(begin(), self._tokenizer, self._stop_ids) if in_thoughts else begin()
 
     def _matcher(self, grammar: str, after: Sequence[str]) -> LLMatcher:
         matcher = compiled(self._library, grammar)
@@ -184,16 +184,13 @@ class Grammar:
 
 
 class AfterThoughts:
-    """A `Constraint` that begins after a text, such as `</think>`; before that, all but the stop tokens are allowed."""
+    """A `Constraint` that begins after `</think>`; before that, all but the stop tokens are allowed."""
 
-    def __init__(self, inner: Constraint, tokenizer: Tokenizer, closing: bytes, stop_ids: frozenset[int]) -> None:
-        self._inner, self._tokenizer, self._closing = inner, tokenizer, closing
+    def __init__(self, inner: Constraint, tokenizer: Tokenizer, stop_ids: frozenset[int]) -> None:
+        self._inner, self._tokenizer = inner, tokenizer
         self._tail: bytes | None = b""  # end of the thoughts; None once they are closed
         self._stop_ids = stop_ids
-        self._mask = (ctypes.c_uint32 * mask_words(tokenizer.size))(*[2**32 - 1] * mask_words(tokenizer.size))
-        for id in stop_ids:
-            if id < tokenizer.size:
-                self._mask[id // 32] &= ~(1 << id % 32)
+        self._mask = _all_but(stop_ids, tokenizer.size)
 
     @property
     def finished(self) -> bool:
@@ -217,7 +214,7 @@ class AfterThoughts:
             if token in self._stop_ids:
                 return count - 1
             tail += self._tokenizer.token_bytes(token)
-            if self._closing in tail:
+            if CLOSING in tail:
                 return count
         return len(tokens)
 
@@ -227,7 +224,7 @@ class AfterThoughts:
             self._inner.accept(token)
             return
         tail = self._tail + self._tokenizer.token_bytes(token)
-        self._tail = None if self._closing in tail else tail[-len(self._closing) :]
+        self._tail = None if CLOSING in tail else tail[-len(CLOSING) :]
 
 
 class AfterMarks:
@@ -252,7 +249,7 @@ class AfterMarks:
         self._shown = {id: name for id, name in controls.items() if any(name in mark for mark in marks)}
         self._inner: Grammar | None = None
         self._tail = b""  # end of the free text, in which a mark may begin
-        self._begins = not in_thoughts  # whether there are only blanks, or a beginning of the tag of thoughts
+        self._may_open_thoughts = not in_thoughts  # only blanks so far, or the beginning of the tag
         self._in_thoughts = in_thoughts
         self._fit: dict[bytes, bool] = {}
 
@@ -266,13 +263,7 @@ class AfterMarks:
         if self._inner is not None:
             return self._inner.allowed()
         unfit = [] if self._in_thoughts else [token for token in self._beyond() if not self._fits(token)]
-        if not unfit:
-            return None
-        words = mask_words(self._tokenizer.size)
-        mask = (ctypes.c_uint32 * words)(*[2**32 - 1] * words)
-        for token in unfit:
-            mask[token // 32] &= ~(1 << token % 32)
-        return mask
+        return _all_but(unfit, self._tokenizer.size) if unfit else None
 
     def forced(self) -> Sequence[int]:
         """See `Constraint.forced`."""
@@ -304,20 +295,20 @@ class AfterMarks:
             self._inner, self._tail = self._begin(), b""
             for spelled in self._spell(rest.decode()):
                 self._inner.accept(spelled)
-        elif not self._begins:
+        elif not self._may_open_thoughts:
             self._tail = self._tail[-max(map(len, (CLOSING, *self._marks))) :]
 
     def _look_for_thoughts(self) -> None:
         """As the splitter does: where thoughts end, others may begin."""
         if self._in_thoughts and CLOSING in self._tail:
             self._tail = self._tail.partition(CLOSING)[2]
-            self._begins, self._in_thoughts = True, False
+            self._may_open_thoughts, self._in_thoughts = True, False
         start = self._tail.lstrip()
-        if self._begins and start.startswith(OPENING):
-            self._tail, self._begins, self._in_thoughts = start.removeprefix(OPENING), False, True
+        if self._may_open_thoughts and start.startswith(OPENING):
+            self._tail, self._may_open_thoughts, self._in_thoughts = start.removeprefix(OPENING), False, True
             self._look_for_thoughts()
-        elif self._begins:
-            self._begins = OPENING.startswith(start)
+        elif self._may_open_thoughts:
+            self._may_open_thoughts = OPENING.startswith(start)
 
     def _bytes(self, token: int) -> bytes:
         if self._tokenizer.is_control(token):
@@ -348,6 +339,15 @@ class AfterMarks:
             for before, tokens in enumerate(beyond):
                 if tokens and self._tail.endswith(mark[:before]):
                     yield from tokens
+
+
+def _all_but(tokens: Iterable[int], vocabulary: int) -> TokenMask:
+    """The mask of a vocabulary without these tokens; ids outside it are ignored."""
+    mask = (ctypes.c_uint32 * mask_words(vocabulary))(*[2**32 - 1] * mask_words(vocabulary))
+    for token in tokens:
+        if token < vocabulary:
+            mask[token // 32] &= ~(1 << token % 32)
+    return mask
 
 
 def _check(matcher: LLMatcher) -> None:

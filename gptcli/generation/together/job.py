@@ -78,7 +78,7 @@ class Job:
             assert self.cache is not None
             self.cache.truncate(0)
             return
-        completion.end_at_the_contexts_end(self.engine.ctx_size)
+        completion.end_at_full_context(self.engine.ctx_size)
 
     def events(self) -> Iterator[Event | GptcliError]:
         """Its events since the last call; once it has ended, its end."""

@@ -91,7 +91,7 @@ class DecoderProgram:
 
         Raises StepCancelled once cancelled.
         """
-        logits = _room(sum(text.wanted for text in texts), self._decoder.config.vocab_size)
+        logits = _empty(sum(text.wanted for text in texts), self._decoder.config.vocab_size)
         self.program.run(texts, self._rotations(texts), logits.data_ptr(), cancelled)
         return self._decoder.scaled(logits)
 
@@ -124,7 +124,7 @@ class DecoderProgram:
         return table
 
 
-def _room(rows: int, columns: int) -> Tensor:
+def _empty(rows: int, columns: int) -> Tensor:
     """(rows, columns) in fp32, not initialized."""
     if rows < MANY_LOGITS:
         return torch.empty(rows, columns)

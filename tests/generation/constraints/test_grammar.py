@@ -395,7 +395,7 @@ def test_what_fits_is_the_beginning_that_is_allowed(compiler: Compiler) -> None:
 def test_a_constraint_after_thoughts_begins_where_they_end(compiler: Compiler) -> None:
     tokenizer = made("llama3")[1]
     inner = compiler.constraint(ConstraintConfig(choices=("yes",)))
-    constraint = AfterThoughts(inner, tokenizer, b"</think>", frozenset({0}))
+    constraint = AfterThoughts(inner, tokenizer, frozenset({0}))
     thoughts = tokenizer.encode("hm, yes or no</think>", add_special=False)
     answer = tokenizer.encode("yes", add_special=False)
     for count, token in enumerate(thoughts):
