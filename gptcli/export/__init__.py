@@ -1,1 +1,1 @@
-"""Writes opened models: as GGUF files, and as folders of quantized safetensors."""
+"""Writes opened models: as GGUF files, and as folders of safetensors, quantized or with new values."""

@@ -36,7 +36,8 @@ def write_dense(
     """Writes a model with new values, in fp32, into an existing directory.
 
     value_of: a parameter's new value by its name, None if it stays; asked for parameters with reversible recipes. Other
-    tensors are copied, packed ones expanded. Raises OSError, and BrokenCheckpoint where one cannot be read.
+    tensors of `written_weights` are copied, packed ones expanded. Raises OSError, and BrokenCheckpoint where one cannot
+    be read.
     """
     parameters = folder.architecture.parameters
     with TensorSource(folder) as source:

@@ -77,7 +77,7 @@ def _q4_k(x: Tensor) -> Tensor:
 
 
 def _best_scale(groups: Tensor, most: int) -> Tensor:
-    """Scales (n, groups) with the least squared error for levels from -most to most - 1, of values (n, groups, k)."""
+    """Scales (n, groups) of values (n, groups, k) with the least weighted error, for levels from -most to most - 1."""
     farthest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
     weights = groups**2  # large values matter more
     best, least = torch.zeros_like(farthest), (weights * weights).sum(-1, keepdim=True)

@@ -40,9 +40,8 @@ from gptcli.model.config import (
 )
 from gptcli.model_notes import Note
 
-_KEPT = frozenset(
-    {"vocab_size", "expert_count", "expert_used_count", "rope.dimension_count"}
-)  # read by llama.cpp alone
+# Fields that llama.cpp alone reads.
+_KEPT = frozenset({"vocab_size", "expert_count", "expert_used_count", "rope.dimension_count"})
 _DIVIDES = ("granite", "granitemoe")  # by the scale of logits
 _TOLERANCE = 1e-6  # relative, of numbers that files have in fp32
 Floats = dict[str, np.ndarray[Any, Any]]
@@ -50,7 +49,7 @@ Floats = dict[str, np.ndarray[Any, Any]]
 
 @dataclass(frozen=True)
 class GgufConfig:
-    """A file's fields for a decoder, its tensors of RoPE factors, and the edits of its other tensors."""
+    """A file's fields for a decoder, its tensors of RoPE factors, the edits of its other tensors, and notes on it."""
 
     fields: dict[str, Any]
     factors: Floats
@@ -101,7 +100,7 @@ def gguf_config(name: str, folder: ModelFolder, shapes: Mapping[str, Shape], tak
 
 
 class _Draft(GgufFile):
-    """A file that is not written yet, with all tensors in fp32."""
+    """A file that is not written yet, with all tensors in fp32. strict: `unread` tells, as in a file that exists."""
 
     def __init__(
         self, fields: dict[str, Any], shapes: Mapping[str, Shape], factors: Floats, *, strict: bool = False
@@ -121,7 +120,7 @@ class _Draft(GgufFile):
         return self.never_read(prefix) if self._strict else []
 
     def never_read(self, prefix: str) -> list[str]:
-        """`unread` of a file that exists."""
+        """`unread`, strict or not."""
         return super().unread(prefix)
 
 

@@ -63,7 +63,9 @@ def write_model(
     to: str | None = None,
     on_progress: Progress = lambda done, total: None,
 ) -> list[Note]:
-    """Writes a GGUF file, whole or not at all. to: a key of ROUNDINGS; None keeps every value.
+    """Writes a GGUF file, whole or not at all. name: what the file calls the model. to: a key of ROUNDINGS, or None.
+
+    Without rounding, every value is kept.
 
     Returns notes for those who read the file. Raises UnsupportedArchitecture or BrokenTokenizer for what files cannot
     have, BrokenCheckpoint, and OutputError.
@@ -177,7 +179,7 @@ def _rounding_notes(plan: _Plan, folder: ModelFolder, to: str) -> list[Note]:
 
 
 def _need_space(file: Path, plan: _Plan, folder: ModelFolder, to: str | None) -> None:
-    """Raises OutputError unless the file will fit. Unrounded weights count as stored; they may take twice that."""
+    """Raises OutputError if the file cannot fit. Unrounded weights count as stored, though they may take twice that."""
     size = folder.weight_bytes if to is None else sum(_bytes(target, to) for target in plan.targets)
     free = shutil.disk_usage(file.parent).free
     if free < size + _SPARE:

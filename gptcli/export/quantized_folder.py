@@ -31,7 +31,7 @@ Packing = Literal["int8", "int4"]
 
 
 def quantized_size(folder: ModelFolder, packing: Packing) -> int:
-    """Bytes that `write_quantized` will write, about; never too few."""
+    """Bytes of the tensors that `write_quantized` will write; what it copies beside them is not counted."""
     packed = _packed_in(folder, packing)
     return sum(
         _packed_bytes(folder.weights[name].shape, packed[name][0])
@@ -134,7 +134,7 @@ def _quantized(name: str, value: Tensor, bits: int, transposed: bool) -> dict[st
 
 
 def array_of(value: Tensor, dtype: str) -> Any:
-    """A stored tensor as an array; types that numpy lacks become unsigned integers of their size."""
+    """A stored tensor as an array. dtype: the file's; BF16, which numpy lacks, becomes uint16, and U32 stays one."""
     if dtype == "U32":
         return value.contiguous().numpy().view("uint32")
     return (value.view(torch.uint16) if dtype == "BF16" else value).contiguous().numpy()

@@ -1,1 +1,1 @@
-"""GGUF files: reading them and converting them to model directories."""
+"""GGUF files: reading them, writing them and converting them to model directories."""

@@ -1,6 +1,6 @@
 """Converts a GGUF file to a safetensors model directory. Q4_0, Q4_1, Q8_0 and floats keep their exact values.
 
-Other types of blocks become fp16.
+Other types of blocks, and blocks whose columns are reordered, become fp16, or fp32 where fp16 overflows.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _arrays(
 ) -> tuple[Arrays, int | None]:
     """A tensor as arrays, by the last part of their names ("" is its own name), and its bits if it stays packed.
 
-    order: an axis, 0 or 1, and the indices to take along it. Blocks whose columns are reordered become fp16.
+    order: an axis, 0 or 1, and the indices to take along it.
     """
     import numpy as np
 

@@ -68,7 +68,7 @@ class ModelTensor:
     edit: Edit | None = None
 
     def data(self) -> np.ndarray[Any, Any]:
-        """Its bytes (n,), with the edit undone."""
+        """Its bytes (n,), with the edit undone. Raises InputError, or BrokenCheckpoint if the file is too short."""
         import numpy as np
 
         with open_regular(self.file) as file:

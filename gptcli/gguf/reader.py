@@ -103,7 +103,7 @@ class GgufFile:
         return [name for name in self.fields if name.startswith(prefix) and name not in self._read]
 
     def data(self, tensor: GgufTensor) -> np.ndarray[Any, Any]:
-        """A tensor's bytes, copied: (..., bytes of a row)."""
+        """A tensor's bytes, copied: (..., bytes of a row). Raises BrokenCheckpoint if the file has become too short."""
         import numpy as np
 
         with open_regular(tensor.file) as file:
@@ -207,7 +207,7 @@ class _Header:
         return fields, tensors
 
     def _check_layout(self, tensors: list[GgufTensor], start: int, alignment: int) -> None:
-        """Refuses tensors that overlap, and holes between them, as llama.cpp does: a shape or type is another then."""
+        """Refuses tensors that overlap, and holes between them, as llama.cpp does: a shape or type is wrong then."""
         end, former = start, "the header"
         for tensor in tensors:
             if tensor.offset < end:  # else a small file could become a huge model

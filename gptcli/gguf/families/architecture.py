@@ -12,7 +12,7 @@ from gptcli.gguf.reader import GgufFile
 
 
 class Fields:
-    """The fields of a file's architecture, by their names without the architecture's."""
+    """The fields of a file's architecture, by their names without the architecture's. Raises as `GgufFile` does."""
 
     def __init__(self, file: GgufFile, prefix: str) -> None:
         self.file, self.prefix = file, prefix
@@ -43,7 +43,7 @@ class Fields:
         return value[:layers]
 
     def number(self, name: str, default: float | None = None) -> float | None:
-        """A number: the shortest decimal of its float32, so 1e-05, not 9.999999747378752e-06."""
+        """A number, or the default: the shortest decimal of its float32, so 1e-05, not 9.999999747378752e-06."""
         if (value := self.file.optional(self.prefix + name, float)) is None:
             return default
         single = c_float(value).value

@@ -1,4 +1,4 @@
-"""Undoes the order of value heads in Qwen 3.5's files: first the first of every key head, then the second."""
+"""Undoes the order of value heads in Qwen 3.5's files: the first of every key head, then the second of each."""
 
 from __future__ import annotations
 
