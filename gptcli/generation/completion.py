@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 class Timing:
     """Times and counts of a text's prompt and drafts. asked_at: by time.perf_counter.
 
-    prefilled: tokens of the prompt that were not cached. prefill_s: the seconds that these took.
+    prefilled: tokens of the prompt that were not cached. prefill_s: the seconds that these took. drafted, kept: see
+    `Usage`.
     """
 
     asked_at: float = field(default_factory=time.perf_counter)
@@ -137,7 +138,10 @@ class Completion:
         return self._sampler.sample(logits, self.history, constraint.allowed())
 
     def end(self, reason: FinishReason, stopped_by: str | None = None) -> None:
-        """Ends the text after what is pending. If that completes a stop text, the reason is "stop"."""
+        """Ends the text after what is pending. The reason becomes "stop" if that completes a stop text.
+
+        It becomes "tool_calls" if a text that stops has calls.
+        """
         if self._matcher.matched is None:
             self._say(self._matcher.push(self._detokenizer.flush()) + self._matcher.flush())
         if self._splitter is not None:

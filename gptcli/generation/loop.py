@@ -31,9 +31,10 @@ def generate(
     A stream is text as it comes, then one Finished. Streams are read in order; later ones are decoded along with the
     first, as many at once as gain by it and fit into the memory, and kept until they are read.
 
-    cache: for a single text, which skips their common prefix and is cached afterwards. drafter: drafts up to
-    `most_drafted` tokens for a step of a single text, which stays the same. cancelled: asked before every step and
-    chunk; once true, running texts finish with reason "interrupt", and no other begins.
+    cache: its common prefix with the prompt is not run again. It then holds a single text, or the prompt of `Rows`; a
+    batch leaves it alone. drafter: drafts up to `most_drafted` tokens for a step of a single text, which stays the
+    same. cancelled: asked before every step and chunk; once true, running texts finish with reason "interrupt", and no
+    other begins.
 
     A stream raises ContextOverflow at the end of the context if `stop.overflow` is "error".
     """

@@ -15,7 +15,7 @@ from gptcli.model.cache.common_prefix import common_length
 from gptcli.runtime.engine import Cache, Engine, Extension, Progress, PromptCache, TokenScore, keep_common, no_progress
 from gptcli.text.tokenizer import Tokenizer
 
-_STEP_TOKENS = 512  # of a step's texts, together
+_STEP_TOKENS = 512  # of all texts in a step
 _MOST_TEXTS = 64  # in a step, which keeps all their logits
 _Item = TypeVar("_Item")
 
@@ -70,7 +70,7 @@ def score(
 
 @dataclass
 class _Line:
-    """A text that shares a step. scores: of its tokens after the head, the first of them from another text at first."""
+    """A text that shares a step. scores: of the tokens after its head; before the step, those of an earlier text."""
 
     size: int
     ids: Sequence[int]

@@ -64,11 +64,11 @@ _REASONS = (
 
 @dataclass(frozen=True)
 class CallGrammar:
-    """The grammar of a text that is one call of a tool.
+    """The grammar of a tool's call.
 
     format: the name of how calls are written. schemas: each tool's name, and the JSON schema of its arguments. after:
-    the marks that the grammar begins after, each time, while the rest of the text is free; none if it is the whole
-    text's. write: spells it in llguidance's Lark for one tokenizer, if the schemas are valid, each as it is rewritten.
+    the marks that a call follows, each time, while the rest of the text is free; none if the whole text is one call.
+    write: gives the grammar in llguidance's Lark, for one tokenizer; its argument rewrites each schema, all valid.
     """
 
     format: str

@@ -128,7 +128,7 @@ class Compiler:
     def _library(self) -> LLTokenizer:
         from llguidance import LLTokenizer
 
-        made = LLTokenizer(self._tokens, eos_token=self._tokens.eos_ids, slices=_SLICES)  # type: ignore[arg-type]  # as there
+        made = LLTokenizer(self._tokens, eos_token=self._tokens.eos_ids, slices=_SLICES)  # type: ignore[arg-type]  # as grammar.py
         self._tokens.greedy = made.greedy_tokenize
         return made
 

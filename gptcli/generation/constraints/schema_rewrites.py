@@ -82,7 +82,7 @@ _EXCLUDED = {
     r"\d": r"\p{Nd}",
     r"\w": r"[\p{L}\p{N}_]",
 }
-_MOST_COMPARED, _DEEPEST = 20_000, 12  # pairs of schemas, within each other
+_MOST_COMPARED, _DEEPEST = 20_000, 12  # pairs of schemas, and levels of nesting
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
 _ONE = ("items", "additionalItems", "additionalProperties")
@@ -140,7 +140,7 @@ def _part_of_pattern(part: re.Match[str]) -> str:
 
 
 def _conditions(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Takes the format out of a schema; yields schemas that mean the same."""
+    """Takes a format that llguidance lacks out of a schema; yields what a text must meet instead, or besides."""
     format = schema.get("format")
     if not isinstance(format, str):
         return
@@ -158,7 +158,7 @@ def _conditions(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _narrow_bounds(schema: dict[str, Any]) -> None:
-    """Moves bounds that llguidance would round to doubles inside them, and inside 64 bits."""
+    """Moves bounds that llguidance would round inwards, to doubles within 64 bits."""
     for key, within in BOUNDS.items():
         bound = schema.get(key)
         if not isinstance(bound, int | float) or isinstance(bound, bool):

@@ -30,14 +30,14 @@ class Sampler(Protocol):
     def sample(
         self, logits: Logits, history: Sequence[int], allowed: TokenMask | None = None
     ) -> tuple[int, StepLogprobs | None]:
-        """Draws a token from the model's logits (vocab,), given the ids before it; returns its record, too.
+        """Draws a token from the model's logits (vocab,), given the ids before it; tells how, if it `records`.
 
         allowed: the tokens that may be drawn, None for all. It precedes all filters, and no bias brings a token back.
         Raises UsageError if no token is left.
         """
 
     def take(self, logits: Logits, token: int) -> StepLogprobs | None:
-        """Takes a forced token, without a draw; returns its record."""
+        """Takes a forced token, without a draw; tells how probable it was, if it `records`."""
 
 
 def make_sampler(

@@ -9,8 +9,8 @@ from gptcli.errors import OutOfMemory
 from gptcli.model.cache.common_prefix import common_length
 from gptcli.runtime.engine import Cache, Engine
 
-_WORTH_COPYING, _WHOLE = 16, 4  # least tokens of a prefix; of a whole prompt, which many samples may share
-_MOST_KEPT = 32  # caches of texts that have ended, with no more tokens than a context holds
+_WORTH_COPYING, _WHOLE = 16, 4  # tokens: of a prefix, and of a whole prompt, which many samples may share
+_MOST_KEPT = 32  # caches of texts that have ended; all of them have no more tokens than a context holds
 
 
 class CachePool:
