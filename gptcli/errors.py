@@ -6,16 +6,16 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What a script reads from `$?`. A death by signal is 128 + its number."""
+    """What a script reads from `$?`, and the classes that it is of. A death by signal is 128 + its number."""
 
     OK = 0
-    BUG = 1  # any exception that is not a class of this module
+    BUG = 1  # any other exception
     USAGE = 2  # UsageError
-    INVALID_MODEL = 3  # InvalidModel and its subclasses
-    NO_INPUT = 4  # InputError, ModelNotFound
+    INVALID_MODEL = 3  # InvalidModel
+    NO_INPUT = 4  # InputError
     NO_MEMORY_OR_DEVICE = 5  # OutOfMemory, NoSuchDevice
     CONTEXT_FULL = 6  # ContextOverflow
-    NON_FINITE = 7  # NonFiniteLogits
+    NON_FINITE = 7  # NonFiniteLogits, Diverged
     NO_OUTPUT = 8  # OutputError
     REQUESTS_FAILED = 9  # RequestsFailed
 

@@ -1,4 +1,4 @@
-"""Safe reading of untrusted files: regular ones only, no links out of a model, strict JSON; and file locks."""
+"""Reads untrusted files safely: regular ones only, no links out of a model, strict JSON. Writes whole ones. Locks."""
 
 from __future__ import annotations
 

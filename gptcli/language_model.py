@@ -1,4 +1,4 @@
-"""The library's face: a model with its tokenizer, template and defaults. The command line uses no other."""
+"""The Python API, which the command line uses, too: a model with its tokenizer, template and defaults."""
 
 from __future__ import annotations
 

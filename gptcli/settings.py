@@ -250,7 +250,7 @@ CONSTRAINT_FIELDS = tuple(field.name for field in fields(ConstraintConfig))
 
 
 class GenerateKeywords(SamplingKeywords, total=False):
-    """The same, and ConstraintConfig's fields."""
+    """`SamplingKeywords`, and ConstraintConfig's fields."""
 
     json_schema: str | Mapping[str, Any] | None
     json_object: bool

@@ -21,7 +21,7 @@ Constants = Literal["singles", "halves", "centred", "nested", "nested_centred", 
 
 
 def fits(columns: int, constants: Constants) -> bool:
-    """Whether rows of so many columns are whole records of the kernels' layout."""
+    """Whether the kernels' layout can hold rows of so many columns."""
     if constants.startswith("nested"):
         return columns % 256 == 0
     return columns % (GROUP if constants == "halves" else 2 * GROUP) == 0
@@ -101,9 +101,9 @@ class Library(Functions):
     def linear(self, matrix: Matrix, x: Tensor, bias: Tensor | None = None, *, rounds: bool = False) -> Tensor:
         """x @ W.T + bias: (..., columns) to (..., rows).
 
-        In int8, x is rounded to signed 8 bits with a scale per 32 columns, and products are exact. In bf16, the weights
-        and more than 16 tokens are rounded to that. All else multiplies and adds in fp32, but for up to 32 tokens and
-        packed weights, if it `rounds`, in 16 bits. Raises MemoryError.
+        In int8, x is rounded to signed 8 bits with a scale per 32 columns, and products are exact. In bf16, weights and
+        x are rounded to that for more than 16 tokens. All else multiplies and adds in fp32. If it `rounds`, x has 12
+        to 16 bits for packed weights and up to 32 tokens. Raises MemoryError.
         """
         x = contiguous(x)
         assert x.shape[-1] == matrix.columns and (bias is None or bias.shape == (matrix.rows,))

@@ -156,7 +156,7 @@ def _is_exact(runtime: RuntimeConfig) -> bool:
 
 
 def _kernels(runtime: RuntimeConfig) -> Library | None:
-    """The kernels, with torch's number of threads; portable ones only for weights packed on load: else torch wins."""
+    """The kernels, with torch's number of threads. Portable ones only for weights packed on load: else torch wins."""
     library = kernels()
     if library is None or (library.level == "portable" and runtime.quantize not in ("int8", "int4")):
         return None
@@ -223,7 +223,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _stored_dtype(folder: ModelFolder) -> torch.dtype:
-    """The precision of most dense weights; fp16 if all are packed, as their scales are."""
+    """The precision of most dense matrices, scales of packed ones included; bf16 if there are none."""
     sizes = {"BF16": 0, "F16": 0, "F32": 0}
     for tensor in folder.tensors.values():
         if tensor.dtype in sizes and len(tensor.shape) > 1:

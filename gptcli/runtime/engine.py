@@ -43,7 +43,7 @@ class StepCancelled(Exception):
 
 
 class ReplyKeywords(TypedDict, total=False):
-    """Callbacks of a generation. on_prefill: the progress of `Engine.prefill`. cancelled: once true, the text ends."""
+    """Callbacks of a generation. on_prefill: on_progress of `Engine.prefill`. cancelled: once true, the text ends."""
 
     on_prefill: Progress
     cancelled: Cancelled

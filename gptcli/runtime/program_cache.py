@@ -35,7 +35,7 @@ class ProgramCache:
     """Keys and values of one text of up to `limit` tokens; `tokens` are the cached ids. Raises MemoryError.
 
     Memory grows with the text; blocks with a window keep little more than that. state_bytes: of what else layers keep;
-    see `model.state.States`.
+    see `model.cache.state.States`.
     """
 
     def __init__(self, layouts: Sequence[Layout], limit: int, state_bytes: int) -> None:

@@ -51,7 +51,6 @@ class TorchEngine(ChunkedEngine[Tensor]):
         super().__init__()
         config = decoder.config
         self._rope_borders, self._keeps_states = config.rope_borders, config.keeps_states
-        # More where a fused CUDA kernel keeps no scores of attention.
         keeps_scores = any(attention.keeps_scores for attention in config.attentions)
         self._prompt_chunk = _CUDA_CHUNK if plan.device.type == "cuda" and not keeps_scores else None
         self._program = lower(decoder, plan.library, plan.cache_kind) if plan.library else None

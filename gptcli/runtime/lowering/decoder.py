@@ -101,7 +101,7 @@ class DecoderProgram:
         return self._decoder.config.logit_scale == 1 and self._decoder.config.logit_softcap is None
 
     def score(self, texts: Sequence[Extension], targets: Sequence[int], vocabulary: int) -> list[float] | None:
-        """The same, but for the log-probability of a target after each wanted token; None if a logit is not finite."""
+        """As `run`, but gives each wanted token's target's log-probability, in nats; None if a logit is not finite."""
         scored = Scored(targets, vocabulary)
         self.program.run(texts, self._rotations(texts), 0, scored=scored)
         return scored.logprobs
