@@ -12,7 +12,7 @@
 static const Level *in_use;
 
 #if GPTCLI_X86 && GPTCLI_BF16
-/* AVX-512 with products in bf16, once `named` has filled them. */
+/* AVX-512 with products in bf16. Filled by `named`. */
 static Level avx512_bf16_level, amx_level;
 
 static const Level *with_bf16(Level *level, const char *name, typeof(level->bf16_panels) panels) {

@@ -508,7 +508,7 @@ EXPORT int64_t gptcli_run(const Op *ops, int64_t count, const Frame *frame, int6
 
 /* ---- sample.c ---- */
 
-/* A token to be drawn: the settings of settings.py's SamplingConfig, whose filters are off where they say nothing. */
+/* A token to be drawn: the settings of settings.py's SamplingConfig but typical_p. Neutral values turn filters off. */
 typedef struct Draw {
     float *logits; /* unchanged after the draw */
     int64_t vocabulary;

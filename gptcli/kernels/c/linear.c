@@ -14,7 +14,6 @@ enum {
     SOLO_MULTIPLICATIONS = 1 << 17, /* fewer than this take less time than sharing them would */
 };
 
-
 /* ---- activations ---- */
 
 int64_t activations_bytes(int64_t tokens, int64_t columns, int64_t terms) {

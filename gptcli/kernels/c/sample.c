@@ -1,4 +1,5 @@
-/* Draws a token from logits: the filters of generation/sampling/filters.py, in their order, on the calling thread. */
+/* Draws a token from logits, on the calling thread: the filters of generation/sampling/filters.py but typical-p, in their
+ * order. */
 #include "kernels.h"
 
 #include <math.h>

@@ -1,4 +1,4 @@
-/* What both ways to compute the attention of many tokens share. A row is a query: a head of a token. */
+/* What the three ways to compute the attention of many tokens share. A row is a query: a head of a token. */
 #pragma once
 
 #include "alibi.h"
