@@ -128,12 +128,15 @@ INLINE void affine_tile(const Matrix *matrix, const Activations *x, int64_t bloc
     store_rows(matrix, block * BLOCK, token, tokens, done, blocks * VECTORS, output);
 }
 
+/* One or two blocks of rows times all tokens, at most `most` in a register tile. */
 INLINE void affine_block(const Matrix *matrix, const Activations *x, int64_t block, const Output *output,
-                         const int bits, const Constants constants) {
-    for (int64_t token = 0; token < x->tokens;) {
-        int64_t left = x->tokens - token, count = left < TILE_TOKENS ? left : TILE_TOKENS;
-        switch (count) {
-#define TILE_OF(count) case count: affine_tile(matrix, x, block, token, output, bits, constants, 1, 1, count); break;
+                         const int bits, const Constants constants, const int terms, const int blocks, const int most) {
+    for (int64_t token = 0, count; token < x->tokens; token += count)
+        switch (count = x->tokens - token < most ? x->tokens - token : most) {
+#define TILE_OF(count)                                                                                                 \
+    case count:                                                                                                        \
+        if (count <= most) affine_tile(matrix, x, block, token, output, bits, constants, terms, blocks, count);        \
+        break;
             TILE_OF(1) TILE_OF(2)
 #if TILE_TOKENS >= 4
             TILE_OF(3) TILE_OF(4)
@@ -143,28 +146,6 @@ INLINE void affine_block(const Matrix *matrix, const Activations *x, int64_t blo
 #endif
 #undef TILE_OF
         }
-        token += count;
-    }
-}
-
-/* As affine_block, for three terms. */
-INLINE void affine_split_block(const Matrix *matrix, const Activations *x, int64_t block, const Output *output,
-                               const int bits, const Constants constants) {
-    for (int64_t token = 0; token < x->tokens;) {
-        int64_t left = x->tokens - token, count = left < SPLIT_TOKENS ? left : SPLIT_TOKENS;
-        switch (count) {
-#define TILE_OF(count) case count: affine_tile(matrix, x, block, token, output, bits, constants, 3, 1, count); break;
-            TILE_OF(1)
-#if TILE_TOKENS >= 4
-            TILE_OF(2)
-#endif
-#if TILE_TOKENS >= 8
-            TILE_OF(3) TILE_OF(4)
-#endif
-#undef TILE_OF
-        }
-        token += count;
-    }
 }
 
 #if TILE_TOKENS >= 8
@@ -185,34 +166,23 @@ INLINE void affine_short_block(const Matrix *matrix, const Activations *x, int64
 
 #if PAIRED_TOKENS > 0
 enum { PAIRED_FROM = 24 }; /* tokens; with fewer, waiting for two streams of weights costs what it gains */
-
-/* Two blocks at once share what is loaded of the tokens, but only half as many tokens fit into registers. */
-INLINE void affine_pair(const Matrix *matrix, const Activations *x, int64_t block, const Output *output,
-                        const int bits, const Constants constants) {
-    for (int64_t token = 0; token < x->tokens;) {
-        int64_t left = x->tokens - token, count = left < PAIRED_TOKENS ? left : PAIRED_TOKENS;
-        switch (count) {
-#define TILE_OF(count) case count: affine_tile(matrix, x, block, token, output, bits, constants, 1, 2, count); break;
-            TILE_OF(1) TILE_OF(2) TILE_OF(3) TILE_OF(4)
-#undef TILE_OF
-        }
-        token += count;
-    }
-}
 #endif
 
 INLINE void affine_range(const Matrix *matrix, const Activations *x, int64_t begin, int64_t end, const Output *output,
                          const int bits, const Constants constants) {
     int64_t block = begin;
     if (x->terms == MOST_TERMS)
-        for (; block < end; block++) affine_split_block(matrix, x, block, output, bits, constants);
+        for (; block < end; block++)
+            affine_block(matrix, x, block, output, bits, constants, MOST_TERMS, 1, SPLIT_TOKENS);
 #if TILE_TOKENS >= 8
     if (x->terms == SHORT_TERMS)
         for (; block < end; block++) affine_short_block(matrix, x, block, output, bits, constants);
 #endif
 #if PAIRED_TOKENS > 0
+    /* Two blocks at once share what is loaded of the tokens, but only half as many tokens fit into registers. */
     if (x->tokens >= PAIRED_FROM)
-        for (; block + 2 <= end; block += 2) affine_pair(matrix, x, block, output, bits, constants);
+        for (; block + 2 <= end; block += 2)
+            affine_block(matrix, x, block, output, bits, constants, 1, 2, PAIRED_TOKENS);
 #endif
-    for (; block < end; block++) affine_block(matrix, x, block, output, bits, constants);
+    for (; block < end; block++) affine_block(matrix, x, block, output, bits, constants, 1, 1, TILE_TOKENS);
 }
