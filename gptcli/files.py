@@ -112,7 +112,7 @@ def open_within(path: Path) -> BufferedReader:
 
 
 def read_within(path: Path, limit: int, error: type[GptcliError]) -> bytes:
-    """The bytes of a file of a model's directory; raises the error if they are more. Else raises as `open_within`."""
+    """The bytes of a file of a model's directory. Raises `error` for more than `limit`, and as `open_within` does."""
     with open_within(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
@@ -285,7 +285,7 @@ class _Oddities:
         return result
 
     def note(self) -> None:
-        """Adds the notes."""
+        """Adds to the notes what was found."""
         for what, names in (("keys given twice", self._twice), ("NaN or infinity", self._not_finite)):
             if names:
                 self._notes.append(Note(f"{self._path.name}: {what}", tuple(name[:60] for name in names)))
