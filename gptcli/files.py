@@ -173,8 +173,8 @@ def written_whole(path: Path) -> Iterator[Path]:
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:80]}-", suffix=UNFINISHED, dir=path.parent)
         draft = Path(name)
-        os.fchmod(descriptor, 0o666 & ~_umask())
         os.close(descriptor)
+        draft.chmod(0o666 & ~_umask())  # not fchmod, which Windows lacks before Python 3.13
         yield draft
         draft.replace(path)
     except OSError as error:

@@ -439,7 +439,7 @@ class ChatSettings:
             near = near or difflib.get_close_matches(name, defaults, 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(defaults)}"
             raise UsageError(f"there is no setting {name}", hint)
-        kinds = {field.name: str(field.type) for record in (SamplingConfig, ChatSettings) for field in fields(record)}
+        kinds = {field.name: str(field.type) for config in (SamplingConfig, ChatSettings) for field in fields(config)}
         return replace(self, **{name: defaults[name] if text == "default" else _parsed(name, kinds[name], text)})
 
 

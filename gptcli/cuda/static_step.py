@@ -26,7 +26,7 @@ class StaticStep:
     """A step of one token for each row of a zeroed cache that has room for it. Its layers must keep no states."""
 
     def __init__(self, decoder: Decoder, cache: KVCache) -> None:
-        self._decoder, self._cache, self._state = decoder, ref(cache), _state(decoder, cache)
+        self._decoder, self._cache, self._fixed = decoder, ref(cache), _fixed(decoder, cache)
         self._rows = cache.rows
         assert not decoder.config.keeps_states
         self._states = cache.states
@@ -42,7 +42,7 @@ class StaticStep:
 
     def serves(self, cache: KVCache) -> bool:
         """Whether this can run the next step of a cache."""
-        return self._cache() is cache and self._state == _state(self._decoder, cache)
+        return self._cache() is cache and self._fixed == _fixed(self._decoder, cache)
 
     def feed(self, tokens: Sequence[int], cache: KVCache) -> None:
         """Sets the input of the next run: a token for each row, after the cached ones."""
@@ -86,7 +86,7 @@ class StaticStep:
         return [tensor[:, :, cache.cached(window)] for pair, window in blocks for tensor in pair]
 
 
-def _state(decoder: Decoder, cache: KVCache) -> tuple[object, ...]:
+def _fixed(decoder: Decoder, cache: KVCache) -> tuple[object, ...]:
     """What a step depends on besides its input: the cache's memory, and the text's rotation."""
     borders = tuple(cache.span > border for border in sorted(decoder.config.rope_borders))
     return cache.moves, cache.capacity, cache.rows, borders

@@ -48,30 +48,21 @@ def _packed(weight: PackedWeight) -> Blocks | None:
             return _blocks(kind, data)
         case Mxfp4Weight(packed=packed, exponents=exponents):
             return _blocks("MXFP4", _joined(exponents[..., None], _nibbles(packed)))
-        case AffineWeight(bits=4):
-            return _affine4(weight)
-        case AffineWeight(bits=8):
-            return _affine8(weight)
+        case AffineWeight(bits=4 | 8):
+            return _affine(weight)
     return None
 
 
-def _affine4(weight: AffineWeight) -> Blocks | None:
-    pair = _halves(weight)
-    if pair is None:
+def _affine(weight: AffineWeight) -> Blocks | None:
+    if (pair := _halves(weight)) is None:
         return None
     scales, biases = pair
-    quants = _nibbles(weight.packed)
-    if biases.equal(scales * -8):
-        return _blocks("Q4_0", _joined(_bytes(scales), quants))
-    return _blocks("Q4_1", _joined(_bytes(scales), _bytes(biases), quants))
-
-
-def _affine8(weight: AffineWeight) -> Blocks | None:
-    pair = _halves(weight)
-    if pair is None or not pair[1].equal(pair[0] * -128):
-        return None
-    quants = (weight.packed ^ 128).view(*pair[0].shape, _BLOCK)
-    return _blocks("Q8_0", _joined(_bytes(pair[0]), quants))
+    centred = biases.equal(scales * -(1 << weight.bits - 1))
+    if weight.bits == 8:
+        quants = (weight.packed ^ 128).view(*scales.shape, _BLOCK)
+        return _blocks("Q8_0", _joined(_bytes(scales), quants)) if centred else None
+    constants = [_bytes(scales)] if centred else [_bytes(scales), _bytes(biases)]
+    return _blocks("Q4_0" if centred else "Q4_1", _joined(*constants, _nibbles(weight.packed)))
 
 
 def _halves(weight: AffineWeight) -> tuple[Tensor, Tensor] | None:

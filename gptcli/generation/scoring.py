@@ -157,7 +157,7 @@ def choose(
 
     Raises UsageError for a choice that adds nothing and for a prompt without tokens, and ContextOverflow.
     """
-    shared, endings = _checked_prefix(engine, tokenizer, prompt, choices, special)
+    shared, endings = _common_prefix(engine, tokenizer, prompt, choices, special)
     own_cache = (cache or PromptCache()).for_engine(engine)
     logprobs = [
         [token.logprob for scores in _continued(engine, tokenizer, own_cache, shared, ending, 0) for token in scores]
@@ -171,7 +171,7 @@ def choose_many(
 ) -> Iterator[tuple[ChoiceScore, ...]]:
     """As `choose`, for each prompt: they share steps, and what they begin with in common is run once."""
     pool = CachePool(engine)
-    asked = (_checked_prefix(engine, tokenizer, prompt, choices, special) for prompt in prompts)
+    asked = (_common_prefix(engine, tokenizer, prompt, choices, special) for prompt in prompts)
     for group in _groups(asked, lambda each: len(each[0]) - pool.most_common(each[0]) + max(map(len, each[1]))):
         caches = [pool.take(shared[:-1]) for shared, _ in group]
         for (shared, _), own in zip(group, caches, strict=True):
@@ -193,20 +193,6 @@ def choose_many(
             yield _chosen(choices, endings, [[token.logprob for token in own] for own in scores])
 
 
-def _checked_prefix(
-    engine: Engine, tokenizer: Tokenizer, prompt: str | Sequence[int], choices: Sequence[str], special: bool
-) -> tuple[list[int], list[list[int]]]:
-    """What `_common_prefix` finds and raises. Raises ContextOverflow if the context does not hold it."""
-    shared, endings = _common_prefix(tokenizer, prompt, choices, special)
-    longest = len(shared) + max(map(len, endings)) - 1
-    if longest > engine.ctx_size:
-        raise ContextOverflow(
-            f"the prompt and a choice do not fit: {longest} tokens in a context of {engine.ctx_size}",
-            hint="shorten it; --ctx-size can be as large as the model's own context, and no larger",
-        )
-    return shared, endings
-
-
 def _chosen(
     choices: Sequence[str], endings: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]]
 ) -> tuple[ChoiceScore, ...]:
@@ -221,12 +207,12 @@ def _chosen(
 
 
 def _common_prefix(
-    tokenizer: Tokenizer, prompt: str | Sequence[int], choices: Sequence[str], special: bool
+    engine: Engine, tokenizer: Tokenizer, prompt: str | Sequence[int], choices: Sequence[str], special: bool
 ) -> tuple[list[int], list[list[int]]]:
     """The prompt's tokens that stay the same whichever choice follows, and the tokens after them for each choice.
 
     A choice may change how the end of the prompt is tokenized: `Answer: ` and `yes` are `Answer`, `:` and ` yes`. All
-    choices are then compared from the same token on. A prompt of token ids is left as it is.
+    choices are then compared from the same token on. A prompt of token ids is left as it is. Raises as `choose` does.
     """
     if not isinstance(prompt, str):
         shared = list(prompt)
@@ -245,6 +231,12 @@ def _common_prefix(
     for choice, ids in zip(choices, texts, strict=True):
         if len(ids) == len(shared):
             raise UsageError(f"a choice must add something to the prompt, unlike {choice!r}")
+    longest = max(map(len, texts)) - 1
+    if longest > engine.ctx_size:
+        raise ContextOverflow(
+            f"the prompt and a choice do not fit: {longest} tokens in a context of {engine.ctx_size}",
+            hint="shorten it; --ctx-size can be as large as the model's own context, and no larger",
+        )
     return shared, [ids[len(shared) :] for ids in texts]
 
 

@@ -19,7 +19,8 @@ Array: TypeAlias = Any  # an np.ndarray; numpy's types say Any for arithmetic on
 _CHUNK = 1 << 20  # values decoded at once
 # ggml's "non-linear" 4 bits. Source: kvalues_iq4nl of ggml-common.h.
 IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-_E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # doubled
+# Twice the 4-bit floats of MXFP4 and NVFP4, which are integers.
+TWICE_E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 
 @dataclass(frozen=True)
@@ -166,22 +167,22 @@ def _tq2_0(block: Array) -> Array:
 
 
 def _mxfp4(block: Array) -> Array:
-    """_E2M1 is doubled, so scales are halved. The two least scales are subnormal in fp32."""
+    """The numbers are doubled, so scales are halved. The two least scales are subnormal in fp32."""
     import numpy as np
 
     e = block["e"].astype(np.uint32)
     halves = np.where(e < 2, np.uint32(0x00200000) << e, (e - 1) << 23).view(np.float32)
-    return halves * np.array(_E2M1, np.float32)[_split(block["q"], 4, 16)]
+    return halves * np.array(TWICE_E2M1, np.float32)[_split(block["q"], 4, 16)]
 
 
 def _nvfp4(block: Array) -> Array:
-    """Scales have 4 bits of exponent and 3 of mantissa, no sign. They are halved, for _E2M1 is doubled."""
+    """Scales have 4 bits of exponent and 3 of mantissa, no sign. They are halved, for the numbers are doubled."""
     import numpy as np
 
     e, mantissa = block["e"] >> 3 & 15, _wide(block["e"] & 7)
     scales = np.where(e == 0, mantissa / 1024, np.ldexp(1 + mantissa / 8, e.astype(np.int32) - 8))
     scales[block["e"] == 0x7F] = 0
-    return _scaled(_wide(scales), np.array(_E2M1, np.float32)[_split(block["q"], 4, 8)])
+    return _scaled(_wide(scales), np.array(TWICE_E2M1, np.float32)[_split(block["q"], 4, 8)])
 
 
 def _q1_0(block: Array) -> Array:

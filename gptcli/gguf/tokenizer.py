@@ -80,16 +80,14 @@ def gguf_tokenizer(file: GgufFile) -> tuple[_Json, _Json]:
     }
     template = file.optional("tokenizer.chat_template", str)
     with_tools = file.optional("tokenizer.chat_template.tool_use", str)
+    named = (("default", template), ("tool_use", with_tools))
     settings = {
         **{f"{role}_token": tokens[id] for role in ("bos", "eos", "unk", "pad") if (id := ids[role]) is not None},
-        "chat_template": template if with_tools is None else _named(default=template, tool_use=with_tools),
+        "chat_template": template
+        if with_tools is None
+        else [{"name": name, "template": text} for name, text in named if text is not None],
     }
     return state, {name: value for name, value in settings.items() if value is not None}
-
-
-def _named(**templates: str | None) -> list[dict[str, str]]:
-    """Several chat templates, as tokenizer_config.json has them."""
-    return [{"name": name, "template": template} for name, template in templates.items() if template is not None]
 
 
 def stop_ids(file: GgufFile) -> list[int]:

@@ -8,6 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
+from gptcli.gguf.blocks import TWICE_E2M1
 from gptcli.kernels.bindings import Arithmetic, Matrix
 from gptcli.kernels.tensors import FLOATS, GROUP, Library, fits
 from gptcli.quant.affine import AffineWeight, unpacked
@@ -18,7 +19,6 @@ from gptcli.quant.super_block import SuperBlockWeight
 from gptcli.quant.weight import StoredWeight
 
 _NO_EXPONENT = 255  # means NaN
-_TWICE_E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 
 def can_compile(weight: StoredWeight) -> bool:
@@ -54,9 +54,8 @@ def _matrix(library: Library, weight: StoredWeight) -> Matrix:
         case CodebookWeight(packed, scales, codes):
             return library.quants(unpacked(packed, 4), 4, "looked_up", scales, codes=codes)
         case Mxfp4Weight(packed, exponents):
-            # Twice the values, which are integers.
             scales = torch.ldexp(torch.ones(exponents.shape), exponents.int() - 128).bfloat16()
-            return library.quants(unpacked(packed, 4), 4, "looked_up_wide", scales, codes=_TWICE_E2M1)
+            return library.quants(unpacked(packed, 4), 4, "looked_up_wide", scales, codes=TWICE_E2M1)
         case AffineWeight(packed, scales, biases, bits):
             scales, biases = _halves(torch.stack([scales, biases]))
             return library.affine(packed.contiguous(), scales, biases, bits)

@@ -121,25 +121,18 @@ def _arithmetic(layer: nn.Module) -> Arithmetic:
 
 
 def _head_norms(ops: Operations, attention: Attention, q: Buffer, keys: Buffer) -> None:
-    config = attention.config
-    _head_norm(ops, attention.q_norm, config, q, config.heads)
-    if attention.own_heads:
-        _head_norm(ops, attention.k_norm, config, keys, config.kv_heads)
-
-
-def _head_norm(ops: Operations, norm: nn.Module, config: AttentionConfig, heads: Buffer, count: int) -> None:
-    if config.qk_norm is None:
+    qk_norm, dim = attention.config.qk_norm, attention.config.head_dim
+    if qk_norm is None:
         return
-    handles(config.qk_norm, "norm", "over", "after_rope")
-    match config.qk_norm.over:
-        case "full":
-            ops.norms(norm, heads, heads, rows=1, size=count * config.head_dim)
-        case "head":
-            ops.norms(norm, heads, heads, rows=count, size=config.head_dim)
-        case "each_head":
-            ops.norms(norm, heads, heads, rows=count, size=config.head_dim, weight_step=config.head_dim)
-        case _:
-            raise Unsupported(config.qk_norm.over)
+    handles(qk_norm, "norm", "over", "after_rope")
+    if qk_norm.over not in ("full", "head", "each_head"):
+        raise Unsupported(qk_norm.over)
+    sides = (attention.q_norm, q, attention.config.heads), (attention.k_norm, keys, attention.own_heads)
+    for norm, heads, count in sides:
+        if count and qk_norm.over == "full":
+            ops.norms(norm, heads, heads, rows=1, size=count * dim)
+        elif count:
+            ops.norms(norm, heads, heads, rows=count, size=dim, weight_step=dim if qk_norm.over == "each_head" else 0)
 
 
 def _latent(ops: Operations, attention: LatentAttention, x: Buffer, out: Buffer) -> None:
