@@ -81,6 +81,14 @@ void amx_split_span(const float *keys, const float *values, int64_t present, int
     split_values(values, present, head_dim, depth, (uint16_t *)(to + SPAN * depth));
 }
 
+/* Adds the products of tiles 4 and 5 with tiles 6 and 7 to tiles 0 to 3. */
+INLINE void multiply_tiles(void) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+}
+
 /* c (32, 32) = the products of `steps` pairs of tiles, plus the old c if `add`. a_next and b_next: numbers between the
  * two pairs of a step. */
 INLINE void square(const uint16_t *a, int64_t a_next, const uint16_t *b, int64_t b_next, int64_t steps, float *c,
@@ -103,22 +111,13 @@ INLINE void square(const uint16_t *a, int64_t a_next, const uint16_t *b, int64_t
         _tile_loadd(5, a + a_next, CACHE_LINE);
         _tile_loadd(6, b + TILE_NUMBERS, CACHE_LINE);
         _tile_loadd(7, b + b_next + TILE_NUMBERS, CACHE_LINE);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
+        multiply_tiles();
         _tile_loadd(6, b, CACHE_LINE);
         _tile_loadd(7, b + b_next, CACHE_LINE);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
+        multiply_tiles();
         _tile_loadd(4, a + TILE_NUMBERS, CACHE_LINE);
         _tile_loadd(5, a + a_next + TILE_NUMBERS, CACHE_LINE);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
+        multiply_tiles();
     }
     _tile_stored(0, c, bytes);
     _tile_stored(1, c + LANES, bytes);
