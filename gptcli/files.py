@@ -112,7 +112,7 @@ def open_within(path: Path) -> BufferedReader:
 
 
 def read_within(path: Path, limit: int, error: type[GptcliError]) -> bytes:
-    """The bytes of a file of a model's directory; raises the error if they are more. Else raises as `open_within`."""
+    """The bytes of a file of a model's directory. Raises `error` for more than `limit`, and as `open_within` does."""
     with open_within(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
@@ -243,12 +243,7 @@ def read_json(
     too; for callers that check the type of every value they read.
     """
     oddities = None if notes is None else _Oddities(path, notes, contradictions)
-    return _parse(read_within(path, limit, BrokenCheckpoint), str(path), oddities)
-
-
-def parse_json(data: bytes, where: str) -> dict[str, Any]:
-    """A JSON object from bytes, called `where` in errors. Raises BrokenCheckpoint as `read_json` does without notes."""
-    return _parse(data, where, None)
+    return parse_json(read_within(path, limit, BrokenCheckpoint), str(path), oddities)
 
 
 class _Oddities:
@@ -285,7 +280,7 @@ class _Oddities:
         return result
 
     def note(self) -> None:
-        """Adds the notes."""
+        """Adds to the notes what was found."""
         for what, names in (("keys given twice", self._twice), ("NaN or infinity", self._not_finite)):
             if names:
                 self._notes.append(Note(f"{self._path.name}: {what}", tuple(name[:60] for name in names)))
@@ -295,7 +290,9 @@ def _is_not_finite(value: Any) -> bool:
     return isinstance(value, Unusable) or (isinstance(value, list) and any(map(_is_not_finite, value)))
 
 
-def _parse(data: bytes, where: str, oddities: _Oddities | None) -> dict[str, Any]:
+def parse_json(data: bytes, where: str, oddities: _Oddities | None = None) -> dict[str, Any]:
+    """A JSON object from bytes, called `where` in errors. Raises BrokenCheckpoint for anything else but `oddities`."""
+
     def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) < len(pairs):

@@ -370,19 +370,19 @@ class LanguageModel(OpenedModel):
         Models that were not trained for it tell texts apart only roughly. Raises UsageError or ContextOverflow.
         """
         ids = self.tokenizer.encode(text) if isinstance(text, str) else text
-        check_request(ids, SamplingConfig(), self.ctx_size + 1, self.tokenizer.size)
+        check_request(ids, SamplingConfig(), self.ctx_size + 1, self.tokenizer.size)  # + 1: no token follows
         mean: Tensor = self.full_engine().embed(ids)
         unit: Tensor = mean / mean.norm().clamp(min=1e-12)
         return unit
 
     @property
     def longest_stride(self) -> int:
-        """The most tokens that a window of a long text can score; tokens that begin every text are not among them."""
+        """The most tokens that a window of a long text can score: those that begin every text are not scored."""
         return self.ctx_size + 1 - max(1, len(self.tokenizer.surroundings[0]))
 
     @property
     def _default_stride(self) -> int:
-        """So long that each token of a long text is scored after at least an eighth of the context."""
+        """The stride with which a long text's tokens are scored after at least an eighth of the context."""
         return self.longest_stride - self.longest_stride // 8
 
     def score(

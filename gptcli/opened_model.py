@@ -43,7 +43,7 @@ class OpenedModel:
 
     @property
     def notes(self) -> list[Note]:
-        """What of the model's files has no effect here."""
+        """Notes on what of the model's files has no effect here, or is unusual."""
         where, fields = generation_source(self.folder)
         context = self.folder.architecture.config.max_context
         return [

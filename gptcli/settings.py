@@ -291,8 +291,7 @@ class RuntimeConfig:
 
     def for_draft_model(self) -> Self:
         """The config of a draft model: as fast as possible, since its mistakes are discarded."""
-        own = replace(self, ctx_size=None, speculate=0, draft_model=None, adapter=())
-        return replace(own, dtype="auto", quantize="auto", kv="auto")
+        return type(self)(device=self.device, threads=self.threads)
 
     def __post_init__(self) -> None:
         _check_whole("speculate", self.speculate, 0, 64, " (0 is off)")

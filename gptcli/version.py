@@ -1,3 +1,3 @@
-"""The version, which importing anything else does not need."""
+"""The version, in a module that imports nothing."""
 
 VERSION = "0.1.0"

@@ -7,6 +7,6 @@ from torch import Tensor
 
 
 def relative_difference(got: Tensor, expected: Tensor) -> float:
-    """The norm of the difference of two fp32 tensors, relative to the expected one's; 0 if both are zero."""
+    """The norm of two fp32 tensors' difference, divided by the expected one's norm; 0 if both are zero."""
     size = expected.norm().clamp(min=torch.finfo(torch.float32).tiny)
     return float((got - expected).norm() / size)

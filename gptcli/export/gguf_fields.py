@@ -22,6 +22,7 @@ from gptcli.checkpoint.registry import architecture_of
 from gptcli.errors import GptcliError, UnsupportedArchitecture
 from gptcli.export.llama_cpp_limits import WITHOUT_WINDOWS, condition_of_llama_cpp
 from gptcli.gguf.families.registry import ARCHITECTURES
+from gptcli.gguf.families.rope_scaling import llama3_factors
 from gptcli.gguf.model import GgufModel
 from gptcli.gguf.model_tensor import Edit
 from gptcli.gguf.reader import GgufFile, GgufTensor
@@ -229,12 +230,9 @@ def _rope_factors(config: DecoderConfig) -> Floats:
     return {}
 
 
-def _llama3_factors(rope: RopeConfig, scaling: Llama3Scaling) -> np.ndarray[Any, Any]:
-    """The factor of each channel pair's wavelength, (dim / 2,)."""
-    turns = scaling.original_context * rope.theta ** -(np.arange(0, rope.dim, 2) / rope.dim) / (2 * math.pi)
-    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    keep = np.clip(keep, 0, 1)
-    return 1 / (keep + (1 - keep) / scaling.factor)
+def _llama3_factors(rope: RopeConfig, scaling: Llama3Scaling) -> Any:
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    return llama3_factors(rope.dim, rope.theta, scaling.factor, low, high, scaling.original_context)
 
 
 def _plain(config: DecoderConfig) -> DecoderConfig:

@@ -27,6 +27,7 @@ from gptcli.export.gguf_tokenizer import tokenizer_fields, tokenizer_notes
 from gptcli.files import written_whole
 from gptcli.gguf.blocks import BLOCKS
 from gptcli.gguf.families.registry import ARCHITECTURES
+from gptcli.gguf.model import SAMPLING
 from gptcli.gguf.model_tensor import Edit
 from gptcli.gguf.reader import GgufFile
 from gptcli.gguf.writer import Blocks, write_gguf
@@ -39,7 +40,6 @@ from gptcli.text.tokenizer import Tokenizer
 ROUNDINGS = {"q8_0": ("Q8_0", "Q8_0"), "q6_k": ("Q6_K", "Q6_K"), "q4_k": ("Q4_K", "Q6_K"), "q4_0": ("Q4_0", "Q8_0")}
 _NARROW = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}  # where rows are no multiple of 256 columns, as in llama.cpp
 _SPARE = 64 << 20  # bytes for header and tokenizer
-_SAMPLING = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
 Progress = Callable[[int, int], None]  # bytes read, and in all
 
 
@@ -106,7 +106,7 @@ def _sampling(folder: ModelFolder) -> dict[str, Any]:
     given = folder.generation_config or {}
     return {
         f"general.sampling.{theirs}": given[ours] if ours == "top_k" else float(given[ours])
-        for ours, theirs in _SAMPLING.items()
+        for ours, theirs in SAMPLING.items()
         if type(given.get(ours)) in (int, float)
     }
 

@@ -88,7 +88,7 @@ class Completion:
         return self._splitter is not None and self._splitter.cut
 
     def take(self, logits: Logits) -> None:
-        """Draws the next token from the model's logits (vocab,), unless the text is as long as it may be.
+        """Draws the next token from the model's logits (vocab,); ends a text that may have no more.
 
         Raises UsageError if constraint and settings leave no token.
         """

@@ -17,6 +17,8 @@ from gptcli.gguf.not_a_model import refuse_other_files
 from gptcli.gguf.reader import GgufFile, GgufTensor
 from gptcli.gguf.tokenizer import stop_ids
 
+# Sampling settings by transformers' names, and their fields' names after `general.sampling.`.
+SAMPLING = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
 # Fields, after the architecture's name, that no computation reads or that repeat others.
 _WITHOUT_EFFECT = frozenset(
     """
@@ -104,9 +106,8 @@ class GgufModel:
     @property
     def generation_config(self) -> dict[str, Any]:
         """The file's settings of generation, as a generation_config.json has them."""
-        names = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
-        given = {ours: self.file.any(f"general.sampling.{theirs}") for theirs, ours in names.items()}
-        given = {name: value for name, value in given.items() if value is not None}
+        fields = {ours: self.file.any(f"general.sampling.{theirs}") for ours, theirs in SAMPLING.items()}
+        given = {name: value for name, value in fields.items() if value is not None}
         config = {"eos_token_id": stop_ids(self.file), **({"do_sample": True} if given else {}), **given}
         suppressed = self.file.any("tokenizer.ggml.suppress_tokens")  # of images, in Gemma 4
         return config if suppressed is None else config | {"suppress_tokens": suppressed}

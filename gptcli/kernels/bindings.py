@@ -169,7 +169,7 @@ class Functions:
     """The compiled functions. They use one thread until `set_threads`."""
 
     def __init__(self, path: Path) -> None:
-        """Opens a compiled file. Raises UsageError if it was compiled from another version of the sources."""
+        """Opens a compiled file. Raises UsageError if it was compiled from another version of kernels.h."""
         self._c = ctypes.CDLL(str(path))
         try:
             for name, (result, arguments) in _SIGNATURES.items():
@@ -264,7 +264,7 @@ class Functions:
     def run(self, ops: ctypes.Array[Op], frame: Frame, cancelled: Callable[[], bool]) -> bool:
         """Runs a program, whose addresses must be valid; False once cancelled. Raises MemoryError.
 
-        Pauses a few times a second, so that signals are handled, and asks `cancelled`.
+        Pauses ten times a second for signals, and asks `cancelled`.
         """
         done = 0
         while True:

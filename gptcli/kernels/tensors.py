@@ -13,7 +13,6 @@ from torch import Tensor
 from gptcli.kernels.bindings import Functions, Matrix
 
 FLOATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # kernels.h's Kind of each dtype
-_BITS = (4, 8)
 GROUP = 32  # kernels.h's SEGMENT: groups of affine weights are multiples of it
 
 # In the order of kernels.h's Constants.
@@ -56,7 +55,7 @@ class Library(Functions):
         """
         rows, groups = scales.shape
         columns = packed.shape[1] * 8 // bits
-        assert bits in _BITS and columns % groups == 0 and columns // groups % GROUP == 0
+        assert bits in (4, 8) and columns % groups == 0 and columns // groups % GROUP == 0
         assert packed.shape[0] == rows and biases.shape == scales.shape and biases.dtype == scales.dtype
         assert all(t.is_contiguous() and t.device.type == "cpu" for t in (packed, scales, biases))
         handle = self._c.gptcli_matrix_affine(

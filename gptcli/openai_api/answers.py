@@ -101,7 +101,7 @@ def text_logprobs(steps: Iterable[StepLogprobs], offset: int = 0) -> dict[str, A
 def token_columns(
     tokens: Iterable[tuple[str, float | None, Sequence[TokenLogprob]]], offset: int = 0
 ) -> dict[str, Any]:
-    """The old format's columns, of tokens with log-probability and alternatives. A text's first token has neither."""
+    """The old format's columns of tokens, each with its log-probability and alternatives; a first token has neither."""
     columns: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for token, logprob, top in tokens:
         columns["tokens"].append(token)
@@ -128,7 +128,7 @@ def _packed(vector: Sequence[float]) -> str:
 
 
 def error_answer(error: GptcliError) -> tuple[int, dict[str, Any]]:
-    """An error's status, and its object."""
+    """An error's HTTP status, and the object that OpenAI's API describes it with."""
     code = None
     if isinstance(error, Refusal):
         status, code = error.status, error.code

@@ -14,7 +14,7 @@ from gptcli.text.messages import messages_of as checked_messages
 from gptcli.tools.definitions import AUTO, NONE, Definition, checked_choice, checked_tools
 
 CHAT, TEXT, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
-MOST_CHOICES, MOST_PROMPTS, MOST_SOUGHT = 128, 2048, 1000
+MOST_CHOICES, MOST_PROMPTS, MOST_SOUGHT = 128, 2048, 1000  # MOST_SOUGHT: texts or words that each step looks for
 # Parameters with the same name in `Request`; some are OpenAI's, the others extensions.
 SAME_NAMES = {*SAMPLING_FIELDS, *CONSTRAINT_FIELDS, "stop", "ignore_eos", "overflow"}
 # Parameters that change nothing in the text.
@@ -142,7 +142,7 @@ def tools_of(given: dict[str, Any]) -> dict[str, Any]:
     """Takes the tools of a conversation out of the parameters. Raises BadParameter."""
     parallel = check_flag("parallel_tool_calls", given.pop("parallel_tool_calls", True))
     tools, choice = given.pop("tools", None), given.pop("tool_choice", AUTO)
-    if tools == [] and choice == AUTO:  # excludes the command's, too
+    if tools == [] and choice == AUTO:  # an empty list excludes the command's tools, too
         choice = NONE
     try:
         tools = () if tools in (None, []) else checked_tools(tools)
@@ -249,7 +249,7 @@ def check_alternatives(name: str, value: object, most: int) -> None:
 
 
 def check_kinds(options: dict[str, Any]) -> None:
-    """Raises BadParameter for a value of a wrong type that `Request` does not check."""
+    """Brings options into the types that `Request` takes, in place. Raises BadParameter for values of another type."""
     for name in ("stop", "choices"):
         texts = options.get(name, ())
         texts = [texts] if isinstance(texts, str) else texts

@@ -92,7 +92,7 @@ class Prompting:
         return self.lm.tokenizer.encode(text, special=self.special, add_special=add_special)
 
     def _check_length(self, characters: int, messages: int = 0) -> None:
-        """Raises ContextOverflow: a message has at least one token, and a token at most the longest piece's length."""
+        """Raises ContextOverflow: a message has a token at least, a token no more bytes than the longest piece."""
         ctx_size = self.lm.ctx_size
         if characters > ctx_size * self._longest_piece or messages > ctx_size:
             what = f"{messages} messages" if messages > ctx_size else f"{characters} characters"
@@ -100,7 +100,7 @@ class Prompting:
 
     @cached_property
     def _longest_piece(self) -> int:
-        """Most bytes of a token."""
+        """Bytes of the longest piece; no token's text is longer."""
         vocabulary = self.lm.tokenizer.library.get_vocab(with_added_tokens=True)
         return max(len(piece.encode("utf-8", "replace")) for piece in vocabulary)
 

@@ -1,4 +1,4 @@
-"""Refusals of requests, with a status of HTTP."""
+"""Refusals of requests, with an HTTP status."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gptcli.errors import GptcliError
 
 
 class Refusal(GptcliError):
-    """A request is refused with a status. code: OpenAI's name of the reason."""
+    """A request is refused with an HTTP status. code: OpenAI's name of the reason. headers: of the answer."""
 
     def __init__(
         self, status: int, message: str, code: str | None = None, headers: Mapping[str, str] | None = None

@@ -1,6 +1,7 @@
 """The protocol of whatever runs a decoder, for everything above this folder. No torch.
 
-Torch, the compiled program, a CUDA graph and a fast start are its implementations; `loader` chooses one.
+Two classes implement it: `TorchEngine`, in torch, compiled programs and CUDA graphs, and `SnapshotEngine`, for a fast
+start. `loader` chooses one.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from gptcli.model_notes import Note
 from gptcli.settings import RuntimeConfig
 from gptcli.text.chat_templates.chat_template import ChatTemplate
 from gptcli.text.tokenizer import Tokenizer
+from tests.gguf.architecture_cases import LLAMA3
 from tests.gguf.model_writer import tensors_of
 from tests.gguf.test_architectures import CASES, Case
 from tests.gguf.tiny_gguf import WIDTH, Kind, imported, write_gguf, write_sentencepiece
@@ -92,6 +93,8 @@ def test_a_file_has_the_logits_of_the_model_and_the_tensors_that_others_expect(c
 
 
 SCALINGS = [case for case in CASES if "rope" in case.title or "longrope" in case.title or "every switch" in case.title]
+NO_BLEND = {"rope_parameters": LLAMA3 | {"low_freq_factor": 1.5, "high_freq_factor": 1.5}}
+SCALINGS.append(Case("llama3 without a blend", "llama", "llama", {}, config=NO_BLEND))
 
 
 @pytest.mark.parametrize("case", SCALINGS, ids=lambda case: case.title)

@@ -51,7 +51,7 @@ def penalize(logits: Tensor, recent: Tensor, repeat: float, presence: float, fre
 
 
 def keep_top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Keeps the k greatest of logits (vocab,), descending, and their ids. Keeps all if k is 0 or too large."""
+    """The k greatest of logits (vocab,), descending, and their ids; all of them if k is 0 or too large."""
     return logits.topk(min(k or len(logits), len(logits)))
 
 
@@ -111,8 +111,8 @@ def stages(
     """Yields the stage after each active filter of logits (vocab,); the token is drawn from the last one.
 
     allowed: a constraint's mask (vocab,), if there is one. recent: the tokens to penalize (n,), if there are any.
-    banned: ids of `banned_next`. whole: stages have all tokens that their filter leaves, not only as many as the next
-    filters can keep.
+    banned: the config's banned ids. whole: stages have all tokens that their filter leaves, not only as many as the
+    next filters can keep.
     """
     if allowed is not None:
         logits = keep_allowed(logits, allowed)

@@ -51,7 +51,7 @@ class NativeSampler:
         # Draw has only the addresses of these arrays, so they must live as long.
         self._banned = _integers(within(vocabulary, banned | always_banned(config)))
         self._biased = _integers(biased)
-        self._mask = ctypes.c_uint32 * mask_words(vocabulary)
+        self._mask_type = ctypes.c_uint32 * mask_words(vocabulary)
         self._biases = (ctypes.c_float * len(biased))(*(bias for _, bias in config.logit_bias))
         self._vocabulary, self._begins = vocabulary, True
         self._remembers = config.penalizes or config.bans  # what to do depends on the text
@@ -74,7 +74,7 @@ class NativeSampler:
 
     def sample(self, logits: HostLogits, history: Sequence[int], allowed: TokenMask | None = None) -> tuple[int, None]:
         """See `Sampler.sample`. Raises MemoryError, and ValueError for a mask of too few words."""
-        mask = None if allowed is None else self._mask.from_buffer(allowed)
+        mask = None if allowed is None else self._mask_type.from_buffer(allowed)
         self._draw.logits = logits.data_ptr()
         self._draw.allowed = None if mask is None else ctypes.addressof(mask)
         if self._remembers:

@@ -47,17 +47,23 @@ def rope_scaling(fields: Fields, config: dict[str, Any]) -> dict[str, Any] | Non
     raise fields.file.unsupported(f"RoPE scaling {kind!r} with factor {factor} is not read")
 
 
+def llama3_factors(dim: int, theta: float, factor: float, low: float, high: float, context: float) -> Any:
+    """The factor of each channel pair's wavelength in Llama 3's scaling, (dim / 2,) in fp64; see `model/rope.py`."""
+    import numpy as np
+
+    turns = context * theta ** -(np.arange(0, dim, 2) / dim) / (2 * np.pi)  # within the original context
+    keep = np.clip((turns - low) / max(high - low, 1e-9), 0, 1)  # without a blend if low is high
+    return 1 / (keep + (1 - keep) / factor)
+
+
 def _stored_factors(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     """Llama 3's scaling if it has the file's factors; else the factors themselves, for texts of any length."""
     import numpy as np
 
     factors = np.array(_factors(fields, "rope_freqs.weight"))
-    dim, theta = 2 * len(factors), config["rope_theta"]
-    turns = _LLAMA3["original_max_position_embeddings"] * theta ** -(np.arange(0, dim, 2) / dim) / (2 * np.pi)
-    low, high = _LLAMA3["low_freq_factor"], _LLAMA3["high_freq_factor"]
-    keep = np.clip((turns - low) / (high - low), 0, 1)
     for factor in _LLAMA3_FACTORS:
-        if np.allclose(1 / (keep + (1 - keep) / factor), factors, rtol=1e-4):
+        known = llama3_factors(2 * len(factors), config["rope_theta"], factor, *_LLAMA3.values())
+        if np.allclose(known, factors, rtol=1e-4):
             return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
     values, context = factors.tolist(), max(2, config["max_position_embeddings"])
     return {

@@ -7,7 +7,7 @@
  *   attention.c         attention over a cache of keys and values
  *   score.c             log-probabilities of tokens, without keeping logits
  *   linear.c            out = x @ W.T + bias on all threads
- *   sample.c            draws a token from logits
+ *   sample.c            draws a token from logits, checks that they are finite, sums up their exponentials
  *   weights/            matrices: dense ones read in place, affine ones repacked, coded ones in fewer bytes
  *   dispatch.c          chooses the instruction set; norms, rotary embeddings and activation functions
  *   simd/               the inner loops, written once in its headers and compiled once per instruction set
@@ -77,12 +77,14 @@ typedef enum {
     LOOKED_UP_WIDE, /* scales in bf16; a q is an index in `codes` */
 } Constants;
 
-/* How a matrix multiplies more than a few tokens. A few are always multiplied in fp32, unless it is INT8_PRODUCTS. */
+/* How a matrix multiplies more than a few tokens. A few are multiplied in fp32, unless it is INT8_PRODUCTS or a Product
+ * `rounds`. */
 typedef enum {
     FP32_PRODUCTS,
     BF16_PRODUCTS, /* rounds weights and activations to bf16, sums in fp32; as FP32_PRODUCTS at a level without them */
     INT8_PRODUCTS, /* activations are rounded to 8 bits */
-    ROUNDED_PRODUCTS, /* attention may round queries and keys to 16 bits, weights and values to bf16; scores, to 16 or 8 */
+    ROUNDED_PRODUCTS, /* attention may round queries and keys to 16 bits, weights and values to bf16; for logits, tokens may
+                         be rounded to 16 bits or fewer */
 } Arithmetic;
 
 struct Chunk;
@@ -259,9 +261,9 @@ EXPORT int gptcli_linear(const Matrix *matrix, const float *x, int64_t tokens, i
 
 /* ---- score.c ---- */
 
-/* The log-probability of a target for each token, as logits x @ W.T + bias give it whose rows below `scored` count; not
- * finite if any logit is not. out: (tokens). The logits are never in memory together. arithmetic: anything but
- * FP32_PRODUCTS lets those be rounded that hardly count. */
+/* The log-probability of each token's target among the first `scored` rows of logits x @ W.T + bias; not finite if any
+ * logit is not. out: (tokens). The logits are never in memory together. arithmetic: unless it is FP32_PRODUCTS, those that
+ * hardly count may be rounded. */
 EXPORT int gptcli_linear_scores(const Matrix *matrix, const float *x, int64_t tokens, const float *bias,
                                 const int64_t *targets, int64_t scored, int arithmetic, double *out);
 
@@ -288,7 +290,7 @@ typedef struct Attention {
     int64_t kind, heads, kv_heads, head_dim, room, start, length;
     float scale;
     float softcap; /* scores become softcap * tanh(score / softcap); 0: none */
-    float rounded; /* what ALiBi's gains are multiplied by, which are then rounded to bf16; 0: they are not rounded */
+    float rounded; /* 0, or a factor of ALiBi's gains, which are first rounded to bf16 */
 } Attention;
 
 /* A head's result over one RANGE, unnormalized: the greatest score, the sum of exp(score - greatest), and the values
@@ -502,8 +504,8 @@ EXPORT int64_t gptcli_interface(void);
 /* Bytes of a struct: 0 Op, 1 Rotation, 2 Row, 3 Frame, 4 Draw, 5 Matrix, 6 Attention, 7 Prefill. */
 EXPORT int64_t gptcli_struct_bytes(int number);
 
-/* Runs operations of a step for as long as a pause is away, but at least one; how many ran, for the caller to go on with
- * the others. -1: no memory, or no such operation. */
+/* Runs operations of a step, at least one, until the pause is due. Returns how many ran: the caller goes on with the rest.
+ * -1: no memory, or no such operation. */
 EXPORT int64_t gptcli_run(const Op *ops, int64_t count, const Frame *frame, int64_t pause_nanoseconds);
 
 /* ---- sample.c ---- */

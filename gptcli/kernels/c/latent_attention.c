@@ -159,9 +159,8 @@ int attend_expanded(const Op *op, const Frame *frame, int64_t text, const Row *r
     float *memory = malloc((size_t)floats * sizeof *memory);
     Product *products = malloc((size_t)(2 * most) * sizeof *products);
     int status = memory == NULL || products == NULL ? -1 : 0;
-    Expansion job = {.op = op, .cached = latents, .room = row->room, .positions = positions};
-    job.plain = plain, job.value = value;
-    job.latents = memory;
+    Expansion job = {.op = op, .cached = latents, .room = row->room, .positions = positions, .plain = plain, .value = value,
+                     .latents = memory};
     for (; job.first < op->heads && status == 0; job.first += most) {
         job.heads = smaller(most, op->heads - job.first);
         job.keys = job.latents + POSITIONS * latent;

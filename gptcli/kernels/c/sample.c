@@ -1,5 +1,5 @@
 /* Draws a token from logits, on the calling thread: the filters of generation/sampling/filters.py but typical-p, in their
- * order. */
+ * order. Also checks that logits are finite, and sums up their exponentials, on all threads. */
 #include "kernels.h"
 
 #include <math.h>
