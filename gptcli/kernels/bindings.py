@@ -23,7 +23,7 @@ Arithmetic = Literal["fp32", "bf16", "int8"]  # in the order of kernels.h's Arit
 CacheKind = Literal["fp32", "fp16", "int8"]  # in the order of kernels.h's CacheKind
 
 _VARIABLE = "GPTCLI_KERNELS"
-_INTERFACE = 0x8167BE31  # kernels.h's INTERFACE
+_INTERFACE = 0xC6A35AD8  # kernels.h's INTERFACE
 _NO_MEMORY, _NO_TOKEN = -1, -2  # of gptcli_draw
 ROUNDED_PRODUCTS = 3  # of kernels.h's Arithmetic
 # The arithmetic of attention, by that of its layer's products.
@@ -42,7 +42,7 @@ MOST_GROUPS = 64  # kernels.h's MOST_GROUPS
 _CODES = (
     "EMBED", "RMS_NORM", "LAYER_NORM", "LINEAR", "CHOOSE", "EXPERTS", "MIX", "GATE", "ROTATE", "ATTEND", "ACTIVATE",
     "ADD", "BY_HEAD", "EXPAND", "SHARE", "CONVOLVE", "RECUR", "XIELU", "CUT_OFF", "MULTIPLY", "SCALE",
-    "SCALE_BY_POSITION", "CLAMP", "ADD_SHARE", "MATCH_RMS",
+    "SCALE_BY_POSITION", "CLAMP", "ADD_SHARE", "MATCH_RMS", "NARROW",
 )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ class Op(Structure):
         ),
         *((name, c_int64) for name in ("borrows", "out_stride", "out_step", "copied", "expands_from")),
         *((name, c_int64) for name in ("router", "groups", "top_groups", "group_best", "renormalize")),
-        *((name, c_int64) for name in ("state_at", "corrected", "tiled")),
+        *((name, c_int64) for name in ("state_at", "corrected", "tiled", "narrow")),
         *((name, c_float) for name in ("factor", "softcap", "rounded", "least_sum", "added_to_sum", "jitter")),
         *((name, c_float) for name in ("least", "most")),
     ]

@@ -92,13 +92,17 @@ FORMS: dict[str, Callable[[Tensor], StoredWeight]] = {
 
 
 def every_way(engine: TorchEngine) -> Tensor:
-    """Logits of a prompt, of one token, of several tokens, and of one token of each of several texts."""
+    """Logits of a prompt, of one token, of several tokens, and of one token or more of each of several texts."""
     cache = engine.new_cache()
     prompt = engine.prefill(IDS[:-8], cache)
     assert prompt is not None
     logits = [prompt[None], engine.decode(IDS[-8], cache)[None], torch.stack(list(engine.step(IDS[-7:], cache)))]
     copies = [Extension(engine.copy_of(cache, cache.length), [token]) for token in IDS[:5]]
     logits.append(torch.stack([own for [own] in engine.extend(copies)]))
+    # Of texts of several tokens, few and many, some of the last ones.
+    asked = [(IDS[:3], 2), (IDS[:20], 1), (IDS[3:5], 2), (IDS[:24], 12), (IDS[:1], 1)]
+    several = [Extension(engine.copy_of(cache, cache.length), tokens, wanted) for tokens, wanted in asked]
+    logits += [torch.stack(list(own)) for own in engine.extend(several) if not isinstance(own, Exception)]
     return torch.cat([*logits, engine.logits(IDS)])
 
 

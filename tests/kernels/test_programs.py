@@ -128,6 +128,14 @@ def test_a_program_reads_as_many_bytes_of_weights_as_the_decoder_has(case: str) 
     assert program is not None and program.program.bytes_a_token == weight_bytes(decoder)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_after_the_last_layer_that_mixes_tokens_only_the_wanted_ones_are_computed(case: str) -> None:
+    program = engine_of(decoder_of(CASES[case]), needed_library())._program
+    assert program is not None
+    ops, linear = program.program.ops, needed_library().code("LINEAR")
+    assert ops[-1].narrow and sum(op.narrow for op in ops if op.code == linear) > 1  # more than the head
+
+
 @pytest.mark.parametrize(("kind", "tolerance"), [("fp32", TOLERANCE), ("fp16", 1e-3), ("int8", 1e-3)])
 def test_long_prompts_read_the_same_latents_as_single_tokens_beside_other_texts(
     kernels: Library, kind: CacheKind, tolerance: float

@@ -377,6 +377,7 @@ typedef enum {
     CLAMP,      /* out (size): at most factor, at least -factor */
     ADD_SHARE,  /* out (size) += in * (factor + steps (1) in a row of `stride`), or replaced by it if `table` */
     MATCH_RMS,  /* out (size) *= rms(in) / rms(out), whose mean square counts as at least `factor` */
+    NARROW,     /* moves the rows of the wanted tokens in out (size) together; what follows computes these alone */
 } Code;
 
 /* How a mixture makes scores of its router's logits; see model/mlp.py. */
@@ -409,6 +410,7 @@ typedef struct Op {
     int64_t router, groups, top_groups, group_best, renormalize; /* of CHOOSE: see model/config.py's MoeConfig */
     int64_t state_at; /* bytes of a text's states before those of this operation */
     int64_t corrected, tiled; /* of RECUR */
+    int64_t narrow; /* whether it computes the wanted tokens alone: of ATTEND, in place; of others, as NARROW left them */
     float factor, softcap, rounded, least_sum, added_to_sum, jitter, least, most;
 } Op;
 
@@ -498,7 +500,7 @@ void recur_heads(const Op *op, const Frame *frame);
 
 /* INTERFACE is a checksum of the functions, structs and enums that Python knows; a test says what it must be. Python has
  * it, too, and refuses a library that was compiled from another header. */
-enum { INTERFACE = 0x8167be31 };
+enum { INTERFACE = 0xc6a35ad8 };
 EXPORT int64_t gptcli_interface(void);
 
 /* Bytes of a struct: 0 Op, 1 Rotation, 2 Row, 3 Frame, 4 Draw, 5 Matrix, 6 Attention, 7 Prefill. */

@@ -219,11 +219,11 @@ static void store_heads(const Op *op, const Frame *frame, int64_t begin, int64_t
     }
 }
 
-/* Attention of a text's tokens one by one: describes each. */
-static void describe_tokens(const Op *op, const Frame *frame, int64_t text, Attention *tokens) {
+/* Attention of a text's tokens from `begin` on, one by one: describes each. */
+static void describe_tokens(const Op *op, const Frame *frame, int64_t text, int64_t begin, Attention *tokens) {
     const Row *row = row_of(op, frame, text);
-    int64_t seen = row->cached, dropped = frame->positions[text] - row->cached;
-    for (int64_t token = frame->starts[text]; token < frame->starts[text + 1]; token++) {
+    int64_t seen = row->cached + begin - frame->starts[text], dropped = frame->positions[text] - row->cached;
+    for (int64_t token = begin; token < frame->starts[text + 1]; token++) {
         seen++;
         int64_t length = op->window != 0 && op->window < seen ? op->window : seen;
         if (op->chunked) length = (dropped + seen - 1) % op->window + 1;
@@ -248,9 +248,8 @@ static void describe_tokens(const Op *op, const Frame *frame, int64_t text, Atte
     }
 }
 
-static int attend_many(const Op *op, const Frame *frame, int64_t text) {
+static int attend_many(const Op *op, const Frame *frame, int64_t text, int64_t begin) {
     const Row *row = row_of(op, frame, text);
-    int64_t begin = frame->starts[text];
     Prefill prefill = {
         .queries = op->in + begin * op->stride,
         .keys = keys_of(op, row),
@@ -259,7 +258,7 @@ static int attend_many(const Op *op, const Frame *frame, int64_t text) {
         .slopes = op->bias,
         .out = op->out + begin * op->heads * op->size,
         .tokens = frame->starts[text + 1] - begin,
-        .first = row->cached,
+        .first = row->cached + begin - frame->starts[text],
         .window = op->window,
         .chunked = op->chunked,
         .dropped = frame->positions[text] - row->cached,
@@ -283,16 +282,18 @@ static int attend(const Op *op, const Frame *frame) {
     Attention *tokens = malloc((size_t)frame->tokens * sizeof *tokens);
     if (tokens == NULL) return -1;
     if (!op->borrows) in_parts(store_heads, op, frame, FEW_AT_ONCE);
-    int64_t count = 0;
+    int64_t count = 0, passed = 0; /* wanted tokens of earlier texts */
     int status = 0;
     for (int64_t text = 0; text < frame->texts && status == 0; text++) {
-        int64_t own = frame->starts[text + 1] - frame->starts[text];
+        int64_t begin = frame->starts[text], end = frame->starts[text + 1], before = passed;
+        while (passed < frame->wanted && frame->wanted_tokens[passed] < end) passed++;
         if (is_expanded(op, frame, text)) continue;
-        if (own > TILE) {
-            status = attend_many(op, frame, text);
+        if (op->narrow) begin = end - (passed - before);
+        if (end - begin > TILE) {
+            status = attend_many(op, frame, text, begin);
         } else {
-            describe_tokens(op, frame, text, tokens + count);
-            count += own;
+            describe_tokens(op, frame, text, begin, tokens + count);
+            count += end - begin;
         }
     }
     if (status == 0 && count > 0) status = gptcli_attention(tokens, count);
@@ -309,21 +310,21 @@ static int expand(const Op *op, const Frame *frame) {
     return status;
 }
 
-/* Logits, or scores, are computed for the wanted tokens only, whose rows are moved together. */
+static void narrow(const Op *op, const Frame *frame) {
+    if (frame->wanted == frame->tokens) return;
+    for (int64_t i = 0; i < frame->wanted; i++) /* they ascend, so no row is overwritten before it moves */
+        memmove(op->out + i * op->size, op->out + frame->wanted_tokens[i] * op->size, (size_t)op->size * sizeof(float));
+}
+
 static int linear(const Op *op, const Frame *frame) {
     const Matrix *matrix = op->matrices[0];
     if (op->out != NULL)
         return linear_joined(op->matrices, op->rows, op->in, frame->tokens, may_round(matrix, frame), op->bias, op->out);
-    int64_t columns = matrix->columns, first = frame->wanted_tokens[0];
-    /* Of a buffer that nothing reads afterwards; wanted tokens ascend, so no row is overwritten before it moves. */
-    float *in = (float *)op->in + first * columns;
-    for (int64_t i = 1; i < frame->wanted; i++)
-        memmove(in + i * columns, op->in + frame->wanted_tokens[i] * columns, (size_t)columns * sizeof(float));
     if (frame->targets != NULL)
-        return gptcli_linear_scores(matrix, in, frame->wanted, op->bias, frame->targets, frame->scored,
+        return gptcli_linear_scores(matrix, op->in, frame->wanted, op->bias, frame->targets, frame->scored,
                                     (int)op->arithmetic, frame->scores);
     const int rounds = op->arithmetic != FP32_PRODUCTS && frame->texts > 1;
-    return gptcli_linear(matrix, in, frame->wanted, rounds, op->bias, frame->logits);
+    return gptcli_linear(matrix, op->in, frame->wanted, rounds, op->bias, frame->logits);
 }
 
 static void gate(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
@@ -335,6 +336,11 @@ static void gate(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
 }
 
 static int run_op(const Op *op, const Frame *frame) {
+    Frame narrowed = *frame;
+    if (op->narrow && op->code != ATTEND) {
+        narrowed.tokens = frame->wanted;
+        frame = &narrowed;
+    }
     switch (op->code) {
     case EMBED: on_tokens(embed, op, frame); return 0;
     case RMS_NORM:
@@ -361,6 +367,7 @@ static int run_op(const Op *op, const Frame *frame) {
     case ADD: on_tokens(add, op, frame); return 0;
     case ADD_SHARE: on_tokens(add_share, op, frame); return 0;
     case MATCH_RMS: on_tokens(match_rms, op, frame); return 0;
+    case NARROW: narrow(op, frame); return 0;
     }
     return -1;
 }

@@ -165,6 +165,7 @@ def _step(ops: Operations, decoder: Decoder) -> None:
     ops.linear(embedding if decoder.head is None else decoder.head, final, None)
     rounds = any(getattr(module, "arithmetic", "fp32") != "fp32" for module in decoder.modules())
     ops.ops[-1].arithmetic = ROUNDED_PRODUCTS if rounds else 0
+    ops.narrow()
 
 
 def _block_of_streams(ops: Operations, index: int, block: Block, streams: LoweredStreams, x: Buffer) -> None:

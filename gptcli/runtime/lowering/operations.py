@@ -44,6 +44,10 @@ def activation_number(name: str) -> int:
     return ACTIVATIONS[name]
 
 
+# What reads a token's text or its position in it, and so must compute all tokens.
+_OF_TEXTS = ("EMBED", "ROTATE", "SCALE_BY_POSITION", "ATTEND", "BY_HEAD", "EXPAND", "CONVOLVE", "RECUR")
+
+
 @dataclass
 class Operations:
     """Operations so far, and what each reads and writes; see `Program`.
@@ -86,6 +90,26 @@ class Operations:
                 self.vectors.append((index, name, vector_of(vector)))
         self.uses += [(index, name, rows) for name, rows in fields.items() if isinstance(rows, Buffer)]
         return index
+
+    def narrow(self) -> None:
+        """Makes what follows the last operation of texts compute the wanted tokens alone."""
+        of_texts = set(map(self.library.code, _OF_TEXTS))
+        last = max(index for index, op in enumerate(self.ops) if op.code in of_texts)
+        self.ops[last].narrow = self.ops[last].code == self.library.code("ATTEND")
+        for op in self.ops[last + 1 :]:
+            op.narrow = 1
+        before = {rows.name: rows.width for index, _, rows in self.uses if index <= last}
+        after = {rows.name for index, _, rows in self.uses if index > last}
+        moves = [Buffer(name, width) for name, width in before.items() if name in after]
+        self.ops[last + 1 : last + 1] = [Op(code=self.library.code("NARROW"), size=rows.width) for rows in moves]
+
+        def moved(index: int) -> int:
+            return index + len(moves) if index > last else index
+
+        self.uses = [(moved(index), name, rows) for index, name, rows in self.uses]
+        self.uses += [(index, "out", rows) for index, rows in enumerate(moves, last + 1)]
+        self.matrices = [(moved(index), matrix) for index, matrix in self.matrices]
+        self.vectors = [(moved(index), name, vector) for index, name, vector in self.vectors]
 
     def linear(self, module: nn.Module, x: Buffer, out: Buffer | None) -> None:
         """out = module(x); None is the logits."""
