@@ -27,7 +27,7 @@ _BARRED = re.compile(r"<[|｜].*[|｜]>")
 
 
 class ControlTokens:
-    """The control tokens of one tokenizer."""
+    """The control tokens of one tokenizer. Raises BrokenTokenizer if hundreds of them begin with one another."""
 
     def __init__(self, backend: BackendTokenizer, added: Mapping[int, AddedToken]) -> None:
         """added: the tokenizer's added tokens by id."""

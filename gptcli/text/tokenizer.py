@@ -40,7 +40,8 @@ class Tokenizer:
     """A model's tokenizer: encodes without making control tokens of typed text, and knows the exact bytes of tokens.
 
     library: the library's tokenizer, for its vocabulary and components; `backend_for` encodes. notes: what has no
-    effect in its files. unread: components of tokenizer.json that its class replaces, as in transformers.
+    effect in its files. unread: components of tokenizer.json that its class replaces, as in transformers. All that
+    encodes or decodes raises BrokenTokenizer.
     """
 
     def __init__(
@@ -259,7 +260,7 @@ class Tokenizer:
         return b"".join(self.text_pieces(ids))
 
     def text_pieces(self, ids: Iterable[int]) -> Iterator[bytes]:
-        """The text of tokens, in pieces, as the library decodes it. At its two ends it may differ from `decode`."""
+        """The text of tokens, in pieces, as the library decodes it. Its two ends may differ from `decode`'s."""
         if self.spelling.exact:
             yield from self.spelling.decoded_text(ids, self.library.id_to_token, self.token_bytes)
             return
@@ -268,7 +269,7 @@ class Tokenizer:
         yield detokenizer.flush()
 
     def library_texts(self, sequences: Sequence[Sequence[int]]) -> list[str]:
-        """The library's text of each sequence of ids, control tokens included. Raises BrokenTokenizer."""
+        """The library's text of each sequence of ids, control tokens included."""
         return self._backend.decode_batch(sequences)
 
     def detokenizer(self, before: Sequence[int] = ()) -> TokenDetokenizer:

@@ -49,7 +49,7 @@ def encode_chunks(
     """The chunks, in order, of a text that comes in blocks; nothing is added around it.
 
     special: as for `Tokenizer.encode`. offsets: whether the encodings have offsets, which take time. Raises InputError
-    if more than `largest` characters have no safe border.
+    if more than `largest` characters have no safe border, and BrokenTokenizer.
     """
     pending: list[_Cut] = []
     for cut in _cut(Borders(tokenizer, special=special), blocks, largest, where):

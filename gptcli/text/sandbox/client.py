@@ -1,4 +1,4 @@
-"""Starts a process that opens a stranger's chat template or tokenizer, and asks it for answers.
+"""Starts a process that opens an untrusted chat template or tokenizer, and asks it for answers.
 
 Such a template or tokenizer can hang, abort or fill the memory of the process that opens it. This process has limits
 of CPU time and memory, imports no torch, and starts in about 60 ms. Linux enforces the limits; elsewhere a thread

@@ -43,7 +43,7 @@ class _Named:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A tokenizer's tokens. size: of its model's pieces. id_of: of a piece or token. added: added tokens by id."""
+    """A tokenizer's tokens. size: its model's pieces. id_of: gives the id of a piece or token. added: by id."""
 
     size: int
     id_of: Callable[[str], int | None]
