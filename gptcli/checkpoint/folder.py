@@ -33,7 +33,7 @@ class ModelFolder:
     """An opened model directory, or a GGUF file read as one.
 
     generation_config: None if it is missing or no JSON, as in transformers. gguf: the opened file; None if a kept
-    header was read instead. unwritten: the slot for `keep`.
+    header was read instead. unwritten: the slot that `keep` fills.
     """
 
     path: Path

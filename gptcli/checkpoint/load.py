@@ -47,12 +47,12 @@ Packing = Literal["keep", "expand", "dense", "int8", "int4"]  # see WeightPlan
 class WeightPlan:
     """The device, precision and form of weights, and what multiplies with them.
 
-    dtype: of everything dense, except norms stored less 1, which stay in fp32.
+    dtype: of everything dense, except what needs fp32, such as norms stored less 1 and decays.
     packing: "keep" leaves packed matrices packed; "dense" expands all, "expand" those that no kernel below multiplies.
     "int8" and "int4" also pack dense matrices; int4 packs embedding and head in 8 bits.
-    library: the CPU's kernels, for every matrix they can multiply, in fp32. They take dense ones in their stored
-    precision. half: rounds dense matrices to this for the kernels instead.
-    arithmetic: the kernels' for more than a few tokens.
+    library: the CPU's kernels, for every matrix they can multiply.
+    half: what dense matrices are rounded to for the kernels; None: they keep their stored precision.
+    arithmetic: of the kernels, for more than a few tokens.
     exact: weights expanded from ggml's blocks stay in fp32; else they are rounded to fp16, half the memory.
     tinygemm: torch's int4 kernel on CUDA, for every packed matrix it can multiply, in bf16.
     """
@@ -148,7 +148,7 @@ class _Slot:
 
     @property
     def chooses_experts(self) -> bool:
-        """Whether it is a router's or a gate's weight: these are small and decide much, so they are never rounded."""
+        """Whether it is a router's or a gate's weight: small and decisive, so neither packed nor rounded to `half`."""
         return self.name.endswith(("router.weight", "shared_gate.weight"))
 
     def fill(self, holder: nn.Parameter | nn.Module) -> None:

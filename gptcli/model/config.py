@@ -426,7 +426,7 @@ class BlockConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """A whole decoder, or what one of several ranks holds of it."""
+    """A whole decoder, or a rank's shard of it."""
 
     vocab_size: int
     hidden_size: int

@@ -176,7 +176,7 @@ class TypedFields:
         return value or {}
 
     def expect(self, name: str, *harmless: Any) -> None:
-        """Refuses a field unless it is absent, null or one of these values, which change no result."""
+        """Raises UnsupportedArchitecture unless a field is absent, null or one of these values, without an effect."""
         value = self._get(name)
         if value is not None and not any(value == known and type(value) is type(known) for known in harmless):
             raise UnsupportedArchitecture(f"{self.where}: {name} = {str(value)[:60]!r} is not supported")
