@@ -108,8 +108,11 @@ def _is_never_rounded(decoder: Decoder, name: str) -> bool:
 def empty_decoder(folder: ModelFolder) -> Decoder:
     """The decoder without memory for its weights. Raises BrokenCheckpoint if a weight's shape does not fit it."""
     architecture = folder.architecture
-    with torch.device("meta"):
-        decoder = Decoder(architecture.config)
+    try:
+        with torch.device("meta"):
+            decoder = Decoder(architecture.config)
+    except RuntimeError as error:  # a size of more than 63 bits
+        raise BrokenCheckpoint(f"config.json: no weights are so large: {error}") from None
     expected = {name: tuple(parameter.shape) for name, parameter in decoder.named_parameters()}
     assert expected.keys() == architecture.parameters.keys(), expected.keys() ^ architecture.parameters.keys()
     wrong = [

@@ -81,7 +81,7 @@ def _yarn(frequencies: Tensor, rope: RopeConfig, scaling: YarnScaling) -> Tensor
     low, high = channel(scaling.beta_fast), channel(scaling.beta_slow)
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, rope.dim - 1)
+    low, high = float(max(low, 0)), float(min(high, rope.dim - 1))  # tensors take no large whole numbers
     if low == high:
         high += 0.001  # a step, without dividing by zero
     stretch = ((torch.arange(rope.dim // 2, device=frequencies.device) - low) / (high - low)).clamp(0, 1)

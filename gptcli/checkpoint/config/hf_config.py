@@ -5,6 +5,7 @@ A field that we do not read is left over if transformers does not read it either
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -110,7 +111,7 @@ class HfConfig(TypedFields):
     def sections_by_layer(self, name: str) -> dict[int, HfConfig]:
         """Nested configs, by layer index."""
         fields = self.mapping(name)
-        if not all(layer.isdecimal() and isinstance(own, dict) for layer, own in fields.items()):
+        if not all(layer.isdecimal() and len(layer) < 20 and isinstance(own, dict) for layer, own in fields.items()):
             raise self._wrong(name, "objects by their layer", fields)
         nested = self.section(name)
         return {int(layer): nested.section(layer) for layer in fields}
@@ -197,7 +198,7 @@ class HfConfig(TypedFields):
             return RopeConfig(theta=theta, dim=head_dim, scaling=proportional)
         if fraction is None:
             rope.expect("partial_rotary_factor", 1.0, 1)
-        dim = int(head_dim * rope.number("partial_rotary_factor", fraction or 1.0))
+        dim = int(min(head_dim * rope.number("partial_rotary_factor", fraction or 1.0), sys.maxsize))
         if dim % 2 or not 0 < dim <= head_dim:
             raise BrokenCheckpoint(f"{self.where}: RoPE cannot turn {dim} of {head_dim} channels: see rotary factors")
         kind = _rope_type(rope)

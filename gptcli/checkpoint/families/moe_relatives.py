@@ -107,8 +107,8 @@ def glm4_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 def without_layers_ahead(hf: HfConfig, tensors: Collection[str], architecture: Architecture) -> Architecture:
     """Leaves unused the extra layers, after the others, that predict tokens further ahead."""
-    ahead = range(hf.layers, hf.layers + hf.integer("num_nextn_predict_layers", 1, low=0))
-    return replace(architecture, ahead=tuple(f"{root_of(tensors)}layers.{layer}." for layer in ahead))
+    prefix, ahead = f"{root_of(tensors)}layers.", hf.layers_of("num_nextn_predict_layers", 1, low=0)
+    return replace(architecture, ahead=tuple(f"{prefix}{hf.layers + layer}." for layer in range(ahead)))
 
 
 def dots1(hf: HfConfig, tensors: Collection[str]) -> Architecture:
