@@ -168,7 +168,7 @@ class AttentionConfig:
     @property
     def keeps_scores(self) -> bool:
         """Whether all scores are in memory at once, because no fused kernel computes it."""
-        return self.sinks or self.softcap is not None
+        return self.sinks or self.softcap is not None or self.alibi is not None
 
 
 @dataclass(frozen=True, kw_only=True)
