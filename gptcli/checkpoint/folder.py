@@ -32,8 +32,8 @@ _TEXT_ALONE = Note("text alone goes in, though the model reads images too")
 class ModelFolder:
     """An opened model directory, or a GGUF file read as one.
 
-    generation_config: None if it is missing or no JSON, as in transformers. gguf: the opened file; None if a kept
-    header was read instead. unwritten: the slot that `keep` fills.
+    generation_config: None if it is missing or no JSON, as in transformers. gguf: the opened file; None if a
+    snapshot of its header was read instead. unwritten: the slot that `keep` fills.
     """
 
     path: Path
@@ -89,7 +89,7 @@ class ModelFolder:
         return folder
 
     def keep(self) -> None:
-        """Keeps a GGUF file's header, which makes the next start faster."""
+        """Writes a snapshot of a GGUF file's header, for a faster next start."""
         if self.unwritten is not None:
             from gptcli.checkpoint.header_snapshots import ReadFile, write_header_snapshot
 

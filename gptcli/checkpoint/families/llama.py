@@ -96,7 +96,7 @@ def qwen2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 
 def qwen3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """Qwen 3: every head's q and k normalised before the rotation."""
+    """Qwen 3: every head's q and k normalized before the rotation."""
     config = llama_config(hf, head_dim=llama_head_dim(hf, 128))
     config = with_attention(config, qk_norm=QkNormConfig(norm=config.norm, over="head"))
     return llama_architecture(with_attention_per_layer(config, window=qwen_windows(hf)), tensors)

@@ -86,7 +86,7 @@ def helium(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 
 def hunyuan_v1_dense(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """Hunyuan: every head's q and k normalised after the rotation, whose base a factor stretches."""
+    """Hunyuan: every head's q and k normalized after the rotation, whose base a factor stretches."""
     return llama_architecture(hunyuan_config(hf), tensors, HUNYUAN)
 
 
