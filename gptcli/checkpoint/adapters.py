@@ -40,7 +40,7 @@ _WITHOUT_EFFECT = frozenset(
 _INITIALIZATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 _SIMPLE = re.compile(r"[\w.^$|\\\[\]*+-]{0,300}", re.ASCII)  # an expression that matches fast
 _MOST_ALPHA = 1e9
-_KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
+_KEY = re.compile(rf"(?:{re.escape(PREFIX)})?(.+)\.lora_([AB])(?:\.default)?\.weight")
 
 
 @dataclass(frozen=True)

@@ -212,7 +212,8 @@ def _form(slot: _Slot, given: _Value, plan: WeightPlan) -> Tensor | StoredWeight
     if isinstance(value, GgmlWeight) and (plan.library is None or not can_compile(value)):
         value = value.dequantize(torch.float32)
     if isinstance(value, Tensor) and plan.packing in ("int8", "int4"):
-        value = _quantized(slot, value, plan.packing)
+        bits = _bits(slot, value.shape[-1], plan.packing)
+        value = value if bits is None else quantize_affine(value, bits)
     in_bf16 = plan.packing != "dense" and slot.dtype == plan.dtype
     if isinstance(value, PackedWeight) and plan.tinygemm is not None and in_bf16:
         matrix = plan.tinygemm.matrix(value, plan.device)
@@ -236,11 +237,6 @@ def _halved(value: Tensor) -> Tensor:
     """In fp16, far finer than the few bits of ggml's blocks; as it is if a value is too large."""
     halves = value.half()
     return halves if halves.isfinite().all() else value
-
-
-def _quantized(slot: _Slot, value: Tensor, packing: Literal["int8", "int4"]) -> Tensor | PackedWeight:
-    bits = _bits(slot, value.shape[-1], packing)
-    return value if bits is None else quantize_affine(value, bits)
 
 
 def _bits(slot: _Slot, columns: int, packing: Literal["int8", "int4"]) -> int | None:

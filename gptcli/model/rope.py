@@ -59,9 +59,9 @@ def _frequencies(rope: RopeConfig, span: int, device: torch.device) -> tuple[Ten
         case LongRopeScaling() as scaling:
             factors = scaling.long if span > scaling.original_context else scaling.short
             return frequencies / torch.tensor(factors, device=device), scaling.magnitude
-        case ProportionalScaling(turned=turned, factor=factor):
-            turns = torch.arange(len(frequencies), device=device) < turned
-            return torch.where(turns, frequencies / factor, 0.0), 1.0
+        case ProportionalScaling(rotated=rotated, factor=factor):
+            rotates = torch.arange(len(frequencies), device=device) < rotated
+            return torch.where(rotates, frequencies / factor, 0.0), 1.0
         case YarnScaling() as scaling:
             return _yarn(frequencies, rope, scaling), scaling.magnitude
 

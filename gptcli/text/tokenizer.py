@@ -18,12 +18,7 @@ from gptcli.text.decoding.detokenizer import ExactDetokenizer, TokenDetokenizer
 from gptcli.text.decoding.library_detokenizer import LibraryDetokenizer
 from gptcli.text.decoding.spelling import spelling_of
 from gptcli.text.decoding.tidied_text import TidyDetokenizer, wants_tidied
-from gptcli.text.fast_start.tokenizer_snapshots import (
-    OpenedTokenizer,
-    read_tokenizer,
-    tokenizer_slot,
-    write_tokenizer,
-)
+from gptcli.text.fast_start.tokenizer_snapshots import OpenedTokenizer, read_tokenizer, tokenizer_slot, write_tokenizer
 from gptcli.text.hf_tokenizers import decoder_name
 from gptcli.text.tokenizer_files.named_tokens import read_settings, with_named_tokens
 from gptcli.text.tokenizer_files.sentencepiece_model import read_sentencepiece

@@ -191,8 +191,8 @@ class HfConfig(TypedFields):
         rope = self._like(HfConfig(parameters, f"{self.where}: rope"), f"{self._prefix}{name}.")
         theta = rope.number("rope_theta", theta, low=1.0)
         if parameters.get("rope_type") == "proportional":
-            turned = int(rope.number("partial_rotary_factor", 1.0, high=1.0) * head_dim // 2)
-            proportional = ProportionalScaling(turned=turned, factor=rope.number("factor", 1.0))
+            rotated = int(rope.number("partial_rotary_factor", 1.0, high=1.0) * head_dim // 2)
+            proportional = ProportionalScaling(rotated=rotated, factor=rope.number("factor", 1.0))
             rope.ignore("rope_type")
             rope.check_unread(self.model_type, not_read=_OF_OTHER_ROPES)
             return RopeConfig(theta=theta, dim=head_dim, scaling=proportional)

@@ -145,7 +145,7 @@ def gpt_neo(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 
 def gptj(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """GPT-J: one norm for parallel attention and MLP; RoPE turns the first channels of each head, in pairs."""
+    """GPT-J: one norm for parallel attention and MLP; RoPE rotates the first channels of each head, in pairs."""
     hf.expect("rotary", True)
     config, rope = gptj_config(hf)
     halves = partial(PairsToHalves, heads=config.attentions[0].heads, dim=rope.dim)

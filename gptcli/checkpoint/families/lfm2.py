@@ -10,14 +10,7 @@ from gptcli.checkpoint.families.layer_configs import check_types, with_attention
 from gptcli.checkpoint.families.llama import Names, llama_architecture, llama_config, llama_rope
 from gptcli.checkpoint.families.moe import ExpertNames, expert_of, experts_of, with_experts
 from gptcli.checkpoint.recipes import Architecture
-from gptcli.model.config import (
-    DecoderConfig,
-    MlpConfig,
-    MoeConfig,
-    NormConfig,
-    QkNormConfig,
-    ShortConvolutionConfig,
-)
+from gptcli.model.config import DecoderConfig, MlpConfig, MoeConfig, NormConfig, QkNormConfig, ShortConvolutionConfig
 
 _NAMES = Names(
     attention_norm="operator_norm",

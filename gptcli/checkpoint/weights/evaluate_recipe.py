@@ -179,8 +179,8 @@ def reordered_rows(recipe: PairsToHalves | HeadsToQkv | GroupsToParts, rows: int
 def _pairs_to_halves(recipe: PairsToHalves, rows: Tensor) -> Tensor:
     """Row indices (rows,): even ones precede odd ones among each head's `dim` rotated rows; others stay."""
     heads, rest = rows.view(recipe.heads + recipe.others, -1).tensor_split([recipe.heads])
-    before, turned, after = heads.tensor_split([recipe.skipped, recipe.skipped + recipe.dim], dim=1)
-    ordered = torch.cat([before, turned[:, ::2], turned[:, 1::2], after], dim=1)
+    before, rotated, after = heads.tensor_split([recipe.skipped, recipe.skipped + recipe.dim], dim=1)
+    ordered = torch.cat([before, rotated[:, ::2], rotated[:, 1::2], after], dim=1)
     return torch.cat([ordered.flatten(), rest.flatten()])
 
 

@@ -126,7 +126,7 @@ class ChatTemplate:
                 except (TemplateError, SandboxFailure) as error:
                     raise TemplateError(f"chat template: {self.where}: {error}") from None
 
-            self._style = call_style(render, lambda name: tokenizer.control_tokens.id_of(name) is not None)
+            self._style = call_style(render, tokenizer.control_tokens.ids.__contains__)
         return self._style
 
     def render(self, messages: Sequence[Message], tokenizer: Tokenizer, **switches: Unpack[Switches]) -> list[int]:

@@ -117,13 +117,12 @@ class SandboxClient:
 
     def _reason(self) -> str:
         """Why the process ended. Reaps it."""
-        assert self._process is not None
-        self._process.kill()
-        code = self._process.wait()
+        process = self._process
+        assert process is not None
         self._end()
         if self._killed_for:
             return self._killed_for
-        if code == -getattr(signal, "SIGPROF", 0):
+        if process.returncode == -getattr(signal, "SIGPROF", 0):
             return _TOO_LONG
         return "it takes too much memory, or crashes the library that reads it"
 

@@ -109,7 +109,8 @@ def named_tokens(
     for content, token in [*roles.items(), *extra.items()]:
         if content not in present and content not in with_id:
             wanted[content] = replace(token, special=token.special or content in roles)
-    _check(wanted, where)
+    if (size := sum(map(len, wanted))) > _MOST_ADDED:
+        raise BrokenTokenizer(f"cannot read: {where.parent}: the tokens of its settings have {size} characters")
     ids = _ids(vocabulary, wanted)
     for id, token in stated.items():
         own = ids.get(token.content, vocabulary.id_of(token.content))
@@ -204,9 +205,3 @@ def _ids(vocabulary: Vocabulary, wanted: Iterable[str]) -> dict[str, int]:
             id, following = following, following + 1
         ids[content] = id
     return ids
-
-
-def _check(wanted: Iterable[str], where: Path) -> None:
-    size = sum(map(len, wanted))
-    if size > _MOST_ADDED:
-        raise BrokenTokenizer(f"cannot read: {where.parent}: the tokens of its settings have {size} characters")
