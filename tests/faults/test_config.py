@@ -211,6 +211,11 @@ def test_a_pattern_of_thousands_of_layers_is_refused(refuses: Refuses, model: Pa
     assert "1025 layers are more than 1024" in refuses(3)
 
 
+def test_positions_that_fill_the_memory_are_not_computed(refuses: Refuses, model: Path) -> None:
+    edit(model / "config.json", model_type="xglm", max_position_embeddings=1 << 24, ffn_dim=64)
+    assert "16777216 positions of 32 numbers are too many" in refuses(3)
+
+
 def test_a_multiplier_of_attention_may_have_an_infinite_square() -> None:
     config = {"model_type": "falcon_h1", "attention_in_multiplier": 1e200, "mamba_n_heads": 2, "mamba_d_ssm": 32}
     architecture = architecture_of(HfConfig(CONFIG | config), ())
