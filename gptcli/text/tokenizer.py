@@ -120,8 +120,8 @@ class Tokenizer:
             tokenizer = cls(data, settings, file, added)
         else:
             tokenizer = cls(rebuilt.data, rebuilt.settings, file, rebuilt.added, rebuilt.state)
+            tokenizer.unread = rebuilt.unread
         tokenizer.notes += notes
-        tokenizer.unread = rebuilt.unread if rebuilt else ()
         return tokenizer
 
     def limit(self, rows: int) -> None:

@@ -14,6 +14,7 @@ from gptcli.checkpoint.families.layer_configs import (
     check_types,
     head_dim_of,
     with_attention,
+    with_blocks,
     with_state,
 )
 from gptcli.checkpoint.families.llama import (
@@ -157,8 +158,7 @@ def falcon_h1(hf: HfConfig, tensors: Collection[str]) -> Architecture:
         out_scale=hf.number("ssm_out_multiplier", 1.0),
     )
     config = replace(
-        config,
-        blocks=tuple(replace(block, state=state) for block in config.blocks),
+        with_blocks(config, state=state),
         embedding_scale=hf.number("embedding_multiplier", 1.0),
         logit_scale=hf.number("lm_head_multiplier", 1.0),
     )
