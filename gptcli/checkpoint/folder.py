@@ -172,7 +172,7 @@ class ModelFolder:
         return [bias for module in modules if (bias := f"{module}bias") in self.weights and bias not in used]
 
     def kept_bytes(self, element_bytes: int) -> int:
-        """Bytes of the weights in memory, if packed ones stay so and dense ones take `element_bytes` each."""
+        """Bytes of the weights in memory, if packed ones stay so and a number of dense ones takes `element_bytes`."""
         return sum(
             math.prod(stored.shape) * element_bytes
             if isinstance(stored, Dense) or is_expanded(stored)

@@ -64,7 +64,7 @@ class ControlTokens:
         return self._pattern.findall(text) if self.ids else []
 
     def resolve(self, text: str) -> tuple[BackendTokenizer, str]:
-        """The backend for a rendered chat, and the text to encode, in which only unmarked control tokens are any."""
+        """The backend for a rendered chat, and the text to encode, in which marked control tokens are plain text."""
         unmarked = self.unmarked(text)
         between = self._pattern.split(text) if unmarked else [text]
         if self._mark not in text and not any(map(self.may_be_in, between)):

@@ -23,7 +23,7 @@ _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
 
 class PartialTokenizer:
-    """A `tokenizers.Tokenizer` for BPE without affixes. It takes all pieces once that is faster, or one asks for them.
+    """A `tokenizers.Tokenizer` for BPE without affixes. It takes all pieces once that is faster, or if asked for them.
 
     state: a tokenizer.json without pieces and merges. names: new names of control tokens, by their pieces.
     """
