@@ -8,6 +8,7 @@ import json
 import os
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from io import BufferedReader
@@ -296,8 +297,8 @@ def parse_json(data: bytes, where: str, oddities: _Oddities | None = None) -> di
     def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) < len(pairs):
-            names = [name for name, _ in pairs]
-            raise ValueError(f"duplicate key {next(name for name in names if names.count(name) > 1)[:60]!r}")
+            counts = Counter(name for name, _ in pairs)
+            raise ValueError(f"duplicate key {next(name for name, count in counts.items() if count > 1)[:60]!r}")
         return result
 
     def refuse_constant(name: str) -> None:

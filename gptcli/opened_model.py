@@ -92,7 +92,7 @@ class OpenedModel:
     @cached_property
     def stop_ids(self) -> frozenset[int]:
         """Every id that config, generation config, tokenizer or store name as the end."""
-        ids = map(self.tokenizer.control_tokens.id_of, self.store.stop)
+        ids = map(self.tokenizer.control_tokens.ids.get, self.store.stop)
         of_store = frozenset(id for id in ids if id is not None)
         return of_store.union(self.tokenizer.stop_ids, *self.folder.stop_ids.values())
 
@@ -100,5 +100,5 @@ class OpenedModel:
         """`asked` with its stop texts, else with those of the store that are no control tokens."""
         if asked.strings:
             return asked
-        id_of = self.tokenizer.control_tokens.id_of
-        return replace(asked, strings=tuple(text for text in self.store.stop if id_of(text) is None))
+        ids = self.tokenizer.control_tokens.ids
+        return replace(asked, strings=tuple(text for text in self.store.stop if text not in ids))

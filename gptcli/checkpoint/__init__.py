@@ -1,1 +1,1 @@
-"""From a Hugging Face folder on disk to a decoder's parameters."""
+"""From a Hugging Face folder or a GGUF file to a decoder's parameters."""

@@ -40,7 +40,7 @@ _WITHOUT_EFFECT = frozenset(
 _INITIALIZATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 _SIMPLE = re.compile(r"[\w.^$|\\\[\]*+-]{0,300}", re.ASCII)  # an expression that matches fast
 _MOST_ALPHA = 1e9
-_KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
+_KEY = re.compile(rf"(?:{re.escape(PREFIX)})?(.+)\.lora_([AB])(?:\.default)?\.weight")
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _check_module(config: Mapping[str, Any], module: str, rank: int, path: Path)
     if type(given) is not int or given != rank or not rank:
         raise BrokenCheckpoint(f"{path}: {module} has rank {rank}, {ADAPTER_CONFIG} says {str(given)[:40]}")
     targets, layers, excluded = map(config.get, ("target_modules", "layers_to_transform", "exclude_modules"))
-    layer = re.search(r"\.(\d+)\.", module)
+    layer = re.search(r"\.(\d{1,9})\.", module)
     layers = layers if isinstance(layers, list) else [] if layers is None else [layers]
     if (
         not (isinstance(targets, str) or (isinstance(targets, list) and _is_one_of(module, targets)))

@@ -32,8 +32,8 @@ _TEXT_ALONE = Note("text alone goes in, though the model reads images too")
 class ModelFolder:
     """An opened model directory, or a GGUF file read as one.
 
-    generation_config: None if it is missing or no JSON, as in transformers. gguf: the opened file; None if a kept
-    header was read instead. unwritten: the slot for `keep`.
+    generation_config: None if it is missing or no JSON, as in transformers. gguf: the opened file; None if a
+    snapshot of its header was read instead. unwritten: the slot that `keep` fills.
     """
 
     path: Path
@@ -89,7 +89,7 @@ class ModelFolder:
         return folder
 
     def keep(self) -> None:
-        """Keeps a GGUF file's header, which makes the next start faster."""
+        """Writes a snapshot of a GGUF file's header, for a faster next start."""
         if self.unwritten is not None:
             from gptcli.checkpoint.header_snapshots import ReadFile, write_header_snapshot
 
@@ -103,6 +103,8 @@ class ModelFolder:
         """Notes on what in the files has no effect on the decoder. Raises as `architecture` does."""
         read_there = GENERATION_FIELDS if generation_source(self)[0] == "config.json" else ()
         fields = tuple(name for name in self.architecture.left_over if name not in read_there)
+        size = self.architecture.config.vocab_size
+        outside = {id for ids in self.stop_ids.values() for id in ids if id >= size}
         left_over = {
             "config.json: fields that nothing reads": fields,
             "tensors that nothing uses": tuple(self._unused(self.architecture)),
@@ -112,7 +114,7 @@ class ModelFolder:
                 if any(name.startswith(prefix) for name in self.weights)
             ),
             "tensors that only the index names": self.not_in_shards,
-            "eos_token_id outside the vocabulary": tuple(map(str, self._stops_outside)),
+            "eos_token_id outside the vocabulary": tuple(map(str, sorted(outside))),
         }
         about_images = [_TEXT_ALONE] if self.architecture.reads_images else []
         return [*self.reading_notes, *about_images, *(Note(what, names) for what, names in left_over.items() if names)]
@@ -163,12 +165,6 @@ class ModelFolder:
         return {name: ids for name, fields in sources.items() if (ids := _eos_ids(fields, name))}
 
     @property
-    def _stops_outside(self) -> list[int]:
-        """Ids that should end a generation but are outside the vocabulary."""
-        size = self.architecture.config.vocab_size
-        return sorted({id for ids in self.stop_ids.values() for id in ids if id >= size})
-
-    @property
     def surplus_biases(self) -> list[str]:
         """Biases of GPTQ's modules that the decoder does not have: some converters write zeros there."""
         used = self.architecture.tensors
@@ -176,7 +172,7 @@ class ModelFolder:
         return [bias for module in modules if (bias := f"{module}bias") in self.weights and bias not in used]
 
     def kept_bytes(self, element_bytes: int) -> int:
-        """Bytes of the weights in memory, if packed ones stay so and dense ones take `element_bytes` each."""
+        """Bytes of the weights in memory, if packed ones stay so and a number of dense ones takes `element_bytes`."""
         return sum(
             math.prod(stored.shape) * element_bytes
             if isinstance(stored, Dense) or is_expanded(stored)

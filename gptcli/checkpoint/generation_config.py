@@ -152,7 +152,7 @@ def _is_set(name: str, value: Any) -> bool:
 
 
 def _ids(name: str, value: Any, where: str) -> tuple[Any, ...]:
-    """A field's ids, or its lists of ids, as tuples; without negative ids, which no token has."""
+    """A field's ids, as a tuple without negative ones, which no token has; bad words as tuples of all their ids."""
     if name == "bad_words_ids":
         if not isinstance(value, list) or not all(isinstance(word, list) for word in value):
             raise BrokenCheckpoint(f"{where}: {name} must be a list of lists of token ids")

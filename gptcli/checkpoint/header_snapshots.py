@@ -47,7 +47,7 @@ def read_header_snapshot(slot: SnapshotFile) -> ReadFile | None:
 
 
 def write_header_snapshot(slot: SnapshotFile, read: ReadFile) -> None:
-    """Keeps a file's header; not of a split file, nor of one that was replaced since its slot was made."""
+    """Writes a file's header; not of a split file, nor of one that was replaced since its slot was made."""
     files = {os.path.realpath(each.file) for each in read.tensors.values()}
     if header_slot(slot.model) != slot or files != {os.path.realpath(slot.model)}:
         return

@@ -47,12 +47,12 @@ Packing = Literal["keep", "expand", "dense", "int8", "int4"]  # see WeightPlan
 class WeightPlan:
     """The device, precision and form of weights, and what multiplies with them.
 
-    dtype: of everything dense, except norms stored less 1, which stay in fp32.
+    dtype: of everything dense, except what needs fp32, such as norms stored less 1 and decays.
     packing: "keep" leaves packed matrices packed; "dense" expands all, "expand" those that no kernel below multiplies.
     "int8" and "int4" also pack dense matrices; int4 packs embedding and head in 8 bits.
-    library: the CPU's kernels, for every matrix they can multiply, in fp32. They take dense ones in their stored
-    precision. half: rounds dense matrices to this for the kernels instead.
-    arithmetic: the kernels' for more than a few tokens.
+    library: the CPU's kernels, for every matrix they can multiply.
+    half: what dense matrices are rounded to for the kernels; None: they keep their stored precision.
+    arithmetic: of the kernels, for more than a few tokens.
     exact: weights expanded from ggml's blocks stay in fp32; else they are rounded to fp16, half the memory.
     tinygemm: torch's int4 kernel on CUDA, for every packed matrix it can multiply, in bf16.
     """
@@ -108,8 +108,11 @@ def _is_never_rounded(decoder: Decoder, name: str) -> bool:
 def empty_decoder(folder: ModelFolder) -> Decoder:
     """The decoder without memory for its weights. Raises BrokenCheckpoint if a weight's shape does not fit it."""
     architecture = folder.architecture
-    with torch.device("meta"):
-        decoder = Decoder(architecture.config)
+    try:
+        with torch.device("meta"):
+            decoder = Decoder(architecture.config)
+    except RuntimeError as error:  # a size of more than 63 bits
+        raise BrokenCheckpoint(f"config.json: no weights are so large: {error}") from None
     expected = {name: tuple(parameter.shape) for name, parameter in decoder.named_parameters()}
     assert expected.keys() == architecture.parameters.keys(), expected.keys() ^ architecture.parameters.keys()
     wrong = [
@@ -148,7 +151,7 @@ class _Slot:
 
     @property
     def chooses_experts(self) -> bool:
-        """Whether it is a router's or a gate's weight: these are small and decide much, so they are never rounded."""
+        """Whether it is a router's or a gate's weight: small and decisive, so neither packed nor rounded to `half`."""
         return self.name.endswith(("router.weight", "shared_gate.weight"))
 
     def fill(self, holder: nn.Parameter | nn.Module) -> None:
@@ -209,7 +212,8 @@ def _form(slot: _Slot, given: _Value, plan: WeightPlan) -> Tensor | StoredWeight
     if isinstance(value, GgmlWeight) and (plan.library is None or not can_compile(value)):
         value = value.dequantize(torch.float32)
     if isinstance(value, Tensor) and plan.packing in ("int8", "int4"):
-        value = _quantized(slot, value, plan.packing)
+        bits = _bits(slot, value.shape[-1], plan.packing)
+        value = value if bits is None else quantize_affine(value, bits)
     in_bf16 = plan.packing != "dense" and slot.dtype == plan.dtype
     if isinstance(value, PackedWeight) and plan.tinygemm is not None and in_bf16:
         matrix = plan.tinygemm.matrix(value, plan.device)
@@ -233,11 +237,6 @@ def _halved(value: Tensor) -> Tensor:
     """In fp16, far finer than the few bits of ggml's blocks; as it is if a value is too large."""
     halves = value.half()
     return halves if halves.isfinite().all() else value
-
-
-def _quantized(slot: _Slot, value: Tensor, packing: Literal["int8", "int4"]) -> Tensor | PackedWeight:
-    bits = _bits(slot, value.shape[-1], packing)
-    return value if bits is None else quantize_affine(value, bits)
 
 
 def _bits(slot: _Slot, columns: int, packing: Literal["int8", "int4"]) -> int | None:

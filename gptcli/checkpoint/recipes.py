@@ -59,7 +59,7 @@ class ReorderedRows:
 class PairsToHalves(ReorderedRows):
     """Rows of q or k for RoPE on neighbouring channels, reordered for RoPE by halves.
 
-    Reorders the first `dim` rows of each of `heads` heads, or those after `skipped` rows; other heads may follow.
+    Reorders `dim` rows of each of `heads` heads, after its first `skipped`; `others` are heads after them that stay.
     Products of q and k do not change.
     """
 
@@ -142,7 +142,7 @@ Ranges = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Slice:
-    """Ranges (start, stop) of an axis, one after the other: a rank's share of a parameter.
+    """Ranges (start, stop) of an axis, one after the other: a rank's shard of a parameter.
 
     axis: counted from the last, which is -1.
     """

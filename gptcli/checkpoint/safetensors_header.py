@@ -32,7 +32,7 @@ _MOST_DIMENSIONS = 8  # the product of a million would take an hour
 class TensorInfo:
     """A tensor's dtype and shape, and its `size` bytes at `offset` of a file.
 
-    In a GGUF file the dtype is a type of blocks, and `edit` undoes what the converter did to the bytes.
+    In a GGUF file the dtype may be a type of blocks, and `edit` undoes what the converter did to the bytes.
     """
 
     dtype: str

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from gptcli.checkpoint.adapters import Adapter, updates_of
 from gptcli.checkpoint.folder import ModelFolder
+from gptcli.checkpoint.formats import Dense
 from gptcli.checkpoint.recipes import sources
 from gptcli.checkpoint.weights.evaluate_recipe import dense, evaluate, fp32
 from gptcli.checkpoint.weights.invert_recipe import is_reversible, tensors_of
 from gptcli.checkpoint.weights.tensor_source import TensorSource
 from gptcli.errors import UsageError
-from gptcli.export.quantized_folder import array_of, copy_texts, written_weights
+from gptcli.export.quantized_folder import array_of, copy_texts, taken_tensors, written_weights
 from gptcli.gguf.safetensors_writer import SafetensorsWriter, write_json
 
 _OF_PACKED = ("quantization", "quantization_config", "torch_dtype")
@@ -49,8 +50,11 @@ def write_dense(
                 writer.add({each: value.float().contiguous().numpy() for each, value in tensors.items()})
                 written |= tensors.keys()
             on_progress(index, len(parameters))
+        transposed = dict(each for recipe in parameters.values() for each in taken_tensors(recipe))
         for name in sorted({*written_weights(folder)} - written):
             value = dense(source.weight(name))
+            if transposed.get(name) and not isinstance(source.stored(name), Dense):
+                value = value.mT  # packed weights are stored (out, in) all the same
             writer.add({name: array_of(value, "BF16" if value.dtype == torch.bfloat16 else "")})
         writer.close()
     copy_texts(folder, target)

@@ -95,7 +95,7 @@ def _packed_in(folder: ModelFolder, packing: Packing) -> dict[str, tuple[int, bo
         bits = quantized_bits(decoder, name, folder.parameter_shape(recipe)[-1], packing)
         if bits is None:
             continue
-        for taken, transposed in _matrices(recipe, False):
+        for taken, transposed in taken_tensors(recipe):
             if isinstance(folder.weights[taken], Dense):
                 if not taken.endswith(".weight"):
                     raise UnsupportedArchitecture(f"{taken}: the layout has no name for it", "try --to q8_0")
@@ -106,12 +106,12 @@ def _packed_in(folder: ModelFolder, packing: Packing) -> dict[str, tuple[int, bo
     return found
 
 
-def _matrices(recipe: Recipe, transposed: bool) -> Iterator[tuple[str, bool]]:
+def taken_tensors(recipe: Recipe, transposed: bool = False) -> Iterator[tuple[str, bool]]:
     """The tensors that a recipe takes, and whether each is transposed; their order does not matter here."""
     if isinstance(recipe, Take):
         yield recipe.name, transposed
     for operand in operands_of(recipe):
-        yield from _matrices(operand, transposed != isinstance(recipe, Transposed))
+        yield from taken_tensors(operand, transposed != isinstance(recipe, Transposed))
 
 
 def _settings(folder: ModelFolder, bits: dict[str, int], packing: Packing) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def attend(
         return _attend_to_room(config, q, k, v, mask, sinks)
     if T == 1 and config.window is not None:
         k, v = k[:, :, -config.window :], v[:, :, -config.window :]
-    if config.softcap is not None or config.alibi is not None or sinks is not None:
+    if config.keeps_scores:
         return _attend_spelled_out(config, q, k, v, mask, sinks)
     if T == 1:
         # The heads that share keys become the query axis: one small product instead of a repeated k.

@@ -63,9 +63,9 @@ class LongRopeScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class ProportionalScaling:
-    """The first `turned` channel pairs turn, as slowly as if all did; positions divided by `factor` (Gemma 4)."""
+    """The first `rotated` channel pairs rotate, as slowly as if all did; positions divided by `factor` (Gemma 4)."""
 
-    turned: int
+    rotated: int
     factor: float = 1.0
 
 
@@ -168,7 +168,7 @@ class AttentionConfig:
     @property
     def keeps_scores(self) -> bool:
         """Whether all scores are in memory at once, because no fused kernel computes it."""
-        return self.sinks or self.softcap is not None
+        return self.sinks or self.softcap is not None or self.alibi is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -426,7 +426,7 @@ class BlockConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """A whole decoder, or what one of several ranks holds of it."""
+    """A whole decoder, or a rank's shard of it."""
 
     vocab_size: int
     hidden_size: int

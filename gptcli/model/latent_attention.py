@@ -39,35 +39,35 @@ class LatentAttention(nn.Module):
         config, (B, T, _) = self.config, x.shape
         rotation = position.rotation(config.rope)
         q = x if self.q_down is None or self.q_norm is None else self.q_norm(self.q_down(x))
-        plain, turned = self.q(q).view(B, T, config.heads, -1).tensor_split([config.plain_dim], -1)
+        plain, rotated = self.q(q).view(B, T, config.heads, -1).tensor_split([config.plain_dim], -1)
         latent, key = self.latent(x).tensor_split([config.latent_dim], -1)
         new = torch.cat([self.latent_norm(latent), rotate(key[:, :, None], *rotation)[:, :, 0]], -1)
-        turned = rotate(turned, *rotation)
-        out: Tensor = self.out(position.text_by_text(partial(self._attended, block), plain, turned, new))
+        rotated = rotate(rotated, *rotation)
+        out: Tensor = self.out(position.text_by_text(partial(self._attended, block), plain, rotated, new))
         return out
 
-    def _attended(self, block: int, position: TextPosition, plain: Tensor, turned: Tensor, new: Tensor) -> Tensor:
+    def _attended(self, block: int, position: TextPosition, plain: Tensor, rotated: Tensor, new: Tensor) -> Tensor:
         new = new[:, None]
         cached, _ = position.write(block, new, new[..., :0])  # (B, 1, S, latent_dim + rope.dim)
         run = self._absorbed if plain.shape[1] < self.config.expands_from else self._expanded
-        return run(plain, turned, cached, position.mask(None))
+        return run(plain, rotated, cached, position.mask(None))
 
-    def _absorbed(self, plain: Tensor, turned: Tensor, cached: Tensor, mask: Tensor | None) -> Tensor:
-        """Scores plain (B, T, heads, plain_dim) and turned queries with latents: (B, T, heads * value_dim)."""
+    def _absorbed(self, plain: Tensor, rotated: Tensor, cached: Tensor, mask: Tensor | None) -> Tensor:
+        """Scores plain (B, T, heads, plain_dim) and rotated queries with latents: (B, T, heads * value_dim)."""
         config = self.config
         for_keys, for_values = self.kv.by_head(config.heads).tensor_split([config.plain_dim], 1)
-        q = torch.cat([torch.einsum("bthp,hpl->bthl", plain, for_keys), turned], -1)
+        q = torch.cat([torch.einsum("bthp,hpl->bthl", plain, for_keys), rotated], -1)
         # The cached rows are also the values: kernels want values as wide as keys.
         latents = attend(config.absorbed, q, cached, cached, mask, None).view(q.shape)[..., : config.latent_dim]
         return torch.einsum("bthl,hvl->bthv", latents, for_values).flatten(2)
 
-    def _expanded(self, plain: Tensor, turned: Tensor, cached: Tensor, mask: Tensor | None) -> Tensor:
+    def _expanded(self, plain: Tensor, rotated: Tensor, cached: Tensor, mask: Tensor | None) -> Tensor:
         """The same with the keys and values of each head."""
         config = self.config
         latents, keys = cached.tensor_split([config.latent_dim], -1)
         expanded = torch.einsum("bsl,hdl->bhsd", latents[:, 0], self.kv.by_head(config.heads))
         k, v = expanded.tensor_split([config.plain_dim], -1)
-        q, k = torch.cat([plain, turned], -1), torch.cat([k, keys.expand(-1, config.heads, -1, -1)], -1)
+        q, k = torch.cat([plain, rotated], -1), torch.cat([k, keys.expand(-1, config.heads, -1, -1)], -1)
         wide = F.pad(v, (0, max(0, config.head_dim - config.value_dim)))  # kernels want values as wide as keys
         out = attend(config.expanded, q, k, wide, mask, None).view(*q.shape[:-1], -1)
         return out[..., : config.value_dim].flatten(2)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 _MOST_SLICES = 32
 _FEW_ROWS = 4  # with more, a plain product is as fast
-_PROBE_ROWS, _PROBE_COLUMNS, _TURNS = 8192, 1024, 5  # more than caches hold, as a step's weights are; how often
+_PROBE_ROWS, _PROBE_COLUMNS, _TURNS = 8192, 1024, 5  # 32 MB: like a step's weights, more than most caches hold
 
 
 class Linear(nn.Linear):

@@ -59,9 +59,9 @@ def _frequencies(rope: RopeConfig, span: int, device: torch.device) -> tuple[Ten
         case LongRopeScaling() as scaling:
             factors = scaling.long if span > scaling.original_context else scaling.short
             return frequencies / torch.tensor(factors, device=device), scaling.magnitude
-        case ProportionalScaling(turned=turned, factor=factor):
-            turns = torch.arange(len(frequencies), device=device) < turned
-            return torch.where(turns, frequencies / factor, 0.0), 1.0
+        case ProportionalScaling(rotated=rotated, factor=factor):
+            rotates = torch.arange(len(frequencies), device=device) < rotated
+            return torch.where(rotates, frequencies / factor, 0.0), 1.0
         case YarnScaling() as scaling:
             return _yarn(frequencies, rope, scaling), scaling.magnitude
 
@@ -81,7 +81,7 @@ def _yarn(frequencies: Tensor, rope: RopeConfig, scaling: YarnScaling) -> Tensor
     low, high = channel(scaling.beta_fast), channel(scaling.beta_slow)
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, rope.dim - 1)
+    low, high = float(max(low, 0)), float(min(high, rope.dim - 1))  # tensors take no large whole numbers
     if low == high:
         high += 0.001  # a step, without dividing by zero
     stretch = ((torch.arange(rope.dim // 2, device=frequencies.device) - low) / (high - low)).clamp(0, 1)

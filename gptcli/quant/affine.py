@@ -40,7 +40,7 @@ class AffineWeight(PackedWeight):
 
 
 def quantize_affine(weight: Tensor, bits: int, group_size: int = 32) -> AffineWeight:
-    """The nearest values to a weight (..., rows, columns) in 4 or 8 bits.
+    """The nearest values to a weight (..., rows, columns) in 4 or 8 bits. group_size: columns that share a scale.
 
     In 4 bits, a group's least value becomes the first level and its greatest the last. In 8 bits, 128 stands for 0, and
     the greatest magnitude is 127 steps away: nearly as exact, and the kernels need no biases, which the scales imply.

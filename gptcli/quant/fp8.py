@@ -49,4 +49,5 @@ def fp8_weight(values: Tensor, scales: Tensor, block: tuple[int, int]) -> Fp8Wei
         return Fp8Weight(values, scales.view(1, 1).repeat(rows, 1), columns)
     if scales.shape in ((rows,), (rows, 1)):
         return Fp8Weight(values, scales.view(rows, 1), columns)
-    return Fp8Weight(values, scales.repeat_interleave(block[0], 0)[:rows], block[1])
+    height, width = min(block[0], rows), min(block[1], columns)  # config.json may say any size
+    return Fp8Weight(values, scales.repeat_interleave(height, 0)[:rows], width)

@@ -36,9 +36,9 @@ class GgmlWeight(PackedWeight):
 
 
 def ggml_weight(kind: str, data: Tensor) -> Tensor | PackedWeight:
-    """A weight from blocks of a type. data: (..., bytes of a row) uint8.
+    """A weight with exactly the values of blocks of a type. data: (..., bytes of a row) uint8.
 
-    Its values are those of the blocks, to the bit; blocks with NaN or infinity stay a `GgmlWeight`.
+    A vector becomes fp32. Blocks stay a `GgmlWeight` if their type has no packed form, or they have NaN or infinity.
     """
     if data.dim() == 1:
         return torch.from_numpy(decoded(kind, data.numpy()))

@@ -18,8 +18,7 @@ from gptcli.quant.super_block import SuperBlockWeight, pack_bits
 def packed_from_ggml(type_name: str, data: Tensor) -> PackedWeight | None:
     """A weight (rows, columns), or a stack of them, from its blocks; None for types that have no packed form.
 
-    data: (..., bytes of a row) uint8. Also None for weights with an infinite or NaN factor: packed forms would give
-    other products.
+    data: (..., bytes of a row) uint8. Also None if a factor is infinite or NaN: packed forms would give other products.
     """
     if type_name not in _READERS:
         return None

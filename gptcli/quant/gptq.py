@@ -30,7 +30,7 @@ def gptq_weight(
     factors = scales.float().t().contiguous()  # (out, groups)
     biases = -factors * zeros.t()
     columns = packed.shape[1] * 8 // bits
-    in_order = torch.arange(columns) // group_size
+    in_order = torch.arange(columns) // min(group_size, columns)  # config.json may say any size
     group_of = in_order if group_of is None else group_of.long()
     if not 0 <= group_of.min() <= group_of.max() < factors.shape[1]:
         raise BrokenCheckpoint("g_idx of a GPTQ weight names a group that is not there")

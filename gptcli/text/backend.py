@@ -15,7 +15,7 @@ from gptcli.files import parse_json
 from gptcli.text.hf_tokenizers import Encoded, decode_batch, encode, encode_batch
 from gptcli.text.sandbox.allowlist import TRUSTED_TOKENIZERS, is_harmless
 from gptcli.text.sandbox.client import SandboxClient, SandboxFailure
-from gptcli.text.tokenizer_json import built, parse
+from gptcli.text.tokenizer_json import from_state, parse
 
 if TYPE_CHECKING:
     from gptcli.text.fast_start.partial_tokenizer import Library
@@ -56,7 +56,7 @@ class BackendTokenizer:
                 self._sandbox = SandboxClient("tokenizer", written, seconds=seconds, memory=memory)
                 self._sandbox.open()
             # A tokenizer that the sandbox opened within its limits is safe to open here; encoding depends on texts.
-            self.library = parse(data) if isinstance(data, bytes) else built(state)
+            self.library = parse(data) if isinstance(data, bytes) else from_state(state)
             _check_ids(state, self.library)
         except BrokenCheckpoint as error:
             raise BrokenTokenizer(error.message) from None

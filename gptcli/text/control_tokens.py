@@ -27,36 +27,30 @@ _BARRED = re.compile(r"<[|｜].*[|｜]>")
 
 
 class ControlTokens:
-    """The control tokens of one tokenizer."""
+    """The control tokens of one tokenizer. ids: by spelling.
+
+    Raises BrokenTokenizer for a text if hundreds of them begin with one another.
+    """
 
     def __init__(self, backend: BackendTokenizer, added: Mapping[int, AddedToken]) -> None:
         """added: the tokenizer's added tokens by id."""
         self._backend = backend
         self._added = added
-        self._ids = {
+        self.ids = {
             token.content: id for id, token in added.items() if token.special or _BARRED.fullmatch(token.content)
         }
         self._mark = os.urandom(16).hex()  # occurs in no text
 
-    @property
-    def ids(self) -> Mapping[str, int]:
-        """The ids of control tokens by spelling."""
-        return self._ids
-
-    def id_of(self, text: str) -> int | None:
-        """The id of the control token with this spelling, if there is one."""
-        return self._ids.get(text)
-
     def spelled_in(self, text: str) -> tuple[str, ...]:
         """The control tokens that a text spells."""
-        return tuple(content for content in self._ids if content in text)
+        return tuple(content for content in self.ids if content in text)
 
     def guard(self, text: str, *, beginnings: bool = False) -> str:
         """Marks, after its first letter, each control token that a text spells, so that `resolve` takes it for text.
 
         beginnings: marks every first letter of a control token, which guards against letters removed later.
         """
-        if not self._ids:
+        if not self.ids:
             return text
         pattern = self._first_letters if beginnings else self._pattern
         return pattern.sub(lambda match: match[0][0] + self._mark + match[0][1:], text)
@@ -67,10 +61,10 @@ class ControlTokens:
 
     def unmarked(self, text: str) -> list[str]:
         """The control tokens in a rendered chat, in order, except those that `guard` marked."""
-        return self._pattern.findall(text) if self._ids else []
+        return self._pattern.findall(text) if self.ids else []
 
     def resolve(self, text: str) -> tuple[BackendTokenizer, str]:
-        """The backend for a rendered chat, and the text to encode, in which only unmarked control tokens are any."""
+        """The backend for a rendered chat, and the text to encode, in which marked control tokens are plain text."""
         unmarked = self.unmarked(text)
         between = self._pattern.split(text) if unmarked else [text]
         if self._mark not in text and not any(map(self.may_be_in, between)):
@@ -82,7 +76,7 @@ class ControlTokens:
 
     def may_be_in(self, text: str) -> bool:
         """Whether a text spells a control token, or may do so once it is normalized."""
-        if not self._ids:
+        if not self.ids:
             return False
         if self._is_in(text):
             return True
@@ -117,12 +111,12 @@ class ControlTokens:
 
     @cached_property
     def _renamed(self) -> dict[str, str]:
-        return {content: f"<{self._mark}-{id}>" for content, id in self._ids.items()}
+        return {content: f"<{self._mark}-{id}>" for content, id in self.ids.items()}
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         try:
-            return re.compile(regex_for_any(sorted(self._ids)))
+            return re.compile(regex_for_any(sorted(self.ids)))
         except RecursionError:
             where = self._backend.where
             raise BrokenTokenizer(f"cannot read: {where}: its control tokens begin with one another") from None
@@ -134,7 +128,7 @@ class ControlTokens:
     @cached_property
     def _letters(self) -> set[str]:
         """The first letters of control tokens."""
-        return {content[0] for content in self._ids}
+        return {content[0] for content in self.ids}
 
     @cached_property
     def _normalizer_spells_control(self) -> bool:
@@ -143,7 +137,7 @@ class ControlTokens:
         # The library searches for the others before it normalizes, and the model has no pieces for them.
         found_after = [
             content
-            for content, id in self._ids.items()
+            for content, id in self.ids.items()
             if self._added[id].normalized or library.model.token_to_id(content) is not None
         ]
         if library.normalizer is None or not found_after:

@@ -27,7 +27,7 @@ class BadMessage(UsageError):
 class Message:
     """A message. interrupted: whether Ctrl-C cut it off.
 
-    calls: the assistant's calls of tools. call_id: the call that a tool answers. name: that tool's.
+    calls: the assistant's calls of tools. call_id: of the call that a tool answers. name: of that tool.
     """
 
     role: Role

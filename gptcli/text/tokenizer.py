@@ -18,12 +18,7 @@ from gptcli.text.decoding.detokenizer import ExactDetokenizer, TokenDetokenizer
 from gptcli.text.decoding.library_detokenizer import LibraryDetokenizer
 from gptcli.text.decoding.spelling import spelling_of
 from gptcli.text.decoding.tidied_text import TidyDetokenizer, wants_tidied
-from gptcli.text.fast_start.tokenizer_snapshots import (
-    OpenedTokenizer,
-    read_tokenizer,
-    tokenizer_slot,
-    write_tokenizer,
-)
+from gptcli.text.fast_start.tokenizer_snapshots import OpenedTokenizer, read_tokenizer, tokenizer_slot, write_tokenizer
 from gptcli.text.hf_tokenizers import decoder_name
 from gptcli.text.tokenizer_files.named_tokens import read_settings, with_named_tokens
 from gptcli.text.tokenizer_files.sentencepiece_model import read_sentencepiece
@@ -40,7 +35,8 @@ class Tokenizer:
     """A model's tokenizer: encodes without making control tokens of typed text, and knows the exact bytes of tokens.
 
     library: the library's tokenizer, for its vocabulary and components; `backend_for` encodes. notes: what has no
-    effect in its files. unread: components of tokenizer.json that its class replaces, as in transformers.
+    effect in its files. unread: components of tokenizer.json that its class replaces, as in transformers. All that
+    encodes or decodes raises BrokenTokenizer.
     """
 
     def __init__(
@@ -124,8 +120,8 @@ class Tokenizer:
             tokenizer = cls(data, settings, file, added)
         else:
             tokenizer = cls(rebuilt.data, rebuilt.settings, file, rebuilt.added, rebuilt.state)
+            tokenizer.unread = rebuilt.unread
         tokenizer.notes += notes
-        tokenizer.unread = rebuilt.unread if rebuilt else ()
         return tokenizer
 
     def limit(self, rows: int) -> None:
@@ -259,7 +255,7 @@ class Tokenizer:
         return b"".join(self.text_pieces(ids))
 
     def text_pieces(self, ids: Iterable[int]) -> Iterator[bytes]:
-        """The text of tokens, in pieces, as the library decodes it. At its two ends it may differ from `decode`."""
+        """The text of tokens, in pieces, as the library decodes it. Its two ends may differ from `decode`'s."""
         if self.spelling.exact:
             yield from self.spelling.decoded_text(ids, self.library.id_to_token, self.token_bytes)
             return
@@ -268,7 +264,7 @@ class Tokenizer:
         yield detokenizer.flush()
 
     def library_texts(self, sequences: Sequence[Sequence[int]]) -> list[str]:
-        """The library's text of each sequence of ids, control tokens included. Raises BrokenTokenizer."""
+        """The library's text of each sequence of ids, control tokens included."""
         return self._backend.decode_batch(sequences)
 
     def detokenizer(self, before: Sequence[int] = ()) -> TokenDetokenizer:

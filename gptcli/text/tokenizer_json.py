@@ -47,7 +47,7 @@ def parse(data: bytes) -> tokenizers.Tokenizer:
 
 
 @raises_broken_tokenizer
-def built(state: dict[str, Any]) -> tokenizers.Tokenizer:
+def from_state(state: dict[str, Any]) -> tokenizers.Tokenizer:
     """As `parse`, from the parsed contents. Makes BPE without JSON in between, which takes most of the time."""
     model = state["model"]
     if model["type"] != "BPE" or any(isinstance(merge, str) for merge in model["merges"]):

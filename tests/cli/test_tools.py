@@ -319,7 +319,7 @@ def test_marks_that_are_control_tokens_are_seen_and_never_shown(tmp_path: Path) 
     lm = gptcli.load(path, device="cpu", dtype="fp32")
     use = lm.template.tool_use(TOOLS, "weather", lm.tokenizer)
     *deltas, finished = lm.generate("In", tools=use, temperature=0.0, max_tokens=150)
-    mark = lm.tokenizer.control_tokens.id_of("<tool_call>")
+    mark = lm.tokenizer.control_tokens.ids.get("<tool_call>")
     assert finished.ids[0] == mark and [call.name for call in finished.tool_calls] == ["weather"]
     assert b"".join(delta.data for delta in deltas) == b""
 

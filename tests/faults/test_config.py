@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gptcli.checkpoint.config.hf_config import HfConfig
+from gptcli.checkpoint.folder import ModelFolder
+from gptcli.checkpoint.load import empty_decoder
+from gptcli.checkpoint.registry import architecture_of
+from gptcli.checkpoint.safetensors_header import TensorInfo
 from gptcli.errors import BrokenCheckpoint
-from gptcli.files import Unusable
+from gptcli.files import Unusable, parse_json
 from tests.cli.conftest import Cli
 from tests.faults.conftest import Refuses
-from tests.tiny import edit
+from tests.tiny import CONFIG, edit
 
 
 @pytest.mark.parametrize(
@@ -90,6 +96,13 @@ def test_two_values_of_a_key_are_refused(name: str, text: str, complaint: str, r
     assert complaint in refuses(3)
 
 
+def test_a_key_that_is_there_twice_is_found_among_many() -> None:
+    """Each key was once compared with all: 200,000 took minutes."""
+    keys = ",".join(f'"{index}": 0' for index in [*range(200_000), 199_999])
+    with pytest.raises(BrokenCheckpoint, match="duplicate key '199999'"):
+        parse_json(f"{{{keys}}}".encode(), "here")
+
+
 def test_an_unusable_value_cannot_be_compared() -> None:
     value = Unusable("config.json", "1 and 2")
     for use in (lambda: value == 1, lambda: value != 1, lambda: bool(value), lambda: value in (1, 2)):
@@ -162,6 +175,62 @@ def test_a_stretch_of_rope_that_has_no_number_is_refused(
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 1.0, "alpha": alpha}
     edit(model / "config.json", model_type="hunyuan_v1_dense", head_dim=channels, rope_theta=None, rope_parameters=rope)
     assert f"alpha {alpha:g} cannot stretch RoPE of {channels} channels" in refuses(3)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        ("bamba", {"mamba_expand": 1e308}),
+        ("bamba", {"attn_layer_indices": [1] * 1025}),
+        ("gemma4_text", {"per_layer_config": {"1" * 5000: {}}}),
+        ("glm4_moe", {"num_nextn_predict_layers": 1025}),
+        ("granitemoehybrid", {"mamba_expand": 1e308}),
+        ("lfm2", {"block_ffn_dim_multiplier": 1e308}),
+        ("mamba2", {"expand": 1e308}),
+        ("mamba2", {"time_step_limit": [0, 10**400], "num_heads": 2, "head_dim": 32}),
+    ],
+)
+def test_a_number_that_gives_no_size_is_refused_by_name(
+    refuses: Refuses, model: Path, family: str, fields: dict[str, Any]
+) -> None:
+    edit(model / "config.json", model_type=family, **fields)
+    assert f"config.json: {next(iter(fields))} must be " in refuses(3)
+
+
+@pytest.mark.parametrize("factor", [2.5, 1e308])
+@pytest.mark.parametrize("family, field", [("phi", "partial_rotary_factor"), ("gpt_neox", "rotary_pct")])
+def test_more_channels_than_a_head_has_are_not_rotated(
+    refuses: Refuses, model: Path, family: str, field: str, factor: float
+) -> None:
+    edit(model / "config.json", model_type=family, **{field: factor})
+    assert "RoPE cannot turn " in refuses(3)
+
+
+def test_a_pattern_of_thousands_of_layers_is_refused(refuses: Refuses, model: Path) -> None:
+    edit(model / "config.json", model_type="nemotron_h", hybrid_override_pattern="-" * 1025)
+    assert "1025 layers are more than 1024" in refuses(3)
+
+
+def test_positions_that_fill_the_memory_are_not_computed(refuses: Refuses, model: Path) -> None:
+    edit(model / "config.json", model_type="xglm", max_position_embeddings=1 << 24, ffn_dim=64)
+    assert "16777216 positions of 32 numbers are too many" in refuses(3)
+
+
+def test_a_multiplier_of_attention_may_have_an_infinite_square() -> None:
+    config = {"model_type": "falcon_h1", "attention_in_multiplier": 1e200, "mamba_n_heads": 2, "mamba_d_ssm": 32}
+    architecture = architecture_of(HfConfig(CONFIG | config), ())
+    assert architecture.config.attentions[0].scale == math.inf
+
+
+def test_weights_too_large_to_be_counted_are_refused(tmp_path: Path) -> None:
+    """Stacked experts may have tensors of any shape; the decoder is made before shapes are compared."""
+    large = {"hidden_size": 1 << 24, "intermediate_size": 1 << 24, "num_local_experts": 1 << 16}
+    config = CONFIG | {"model_type": "mixtral", "num_hidden_layers": 1} | large
+    stacked = "model.layers.0.block_sparse_moe.switch_mlp.down_proj.weight"
+    info = TensorInfo("F32", (1, 1, 1), tmp_path, 0, 4)
+    tensors = dict.fromkeys(architecture_of(HfConfig(config), (stacked,)).tensors, info)
+    with pytest.raises(BrokenCheckpoint, match="no weights are so large"):
+        empty_decoder(ModelFolder(tmp_path, config, None, tensors))
 
 
 def test_a_field_that_nothing_reads_is_one_note_on_stderr(cli: Cli, model: Path) -> None:

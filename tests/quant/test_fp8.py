@@ -44,6 +44,15 @@ def test_every_weight_is_multiplied_by_its_own_scale(kind: str, shape: tuple[int
     assert fp8_weight(weight, scale, BLOCK).dequantize(torch.float32).equal(spelled_out(weight, scale))
 
 
+def test_blocks_larger_than_memory_are_cut_to_the_matrix() -> None:
+    weight, scales = torch.randn(32, 24).to(torch.float8_e4m3fn), torch.tensor([[2.0], [3.0]])
+    expected = weight.float() * scales.repeat_interleave(16, 0)
+    assert fp8_weight(weight, scales, (16, 1 << 45)).dequantize(torch.float32).equal(expected)
+    assert (
+        fp8_weight(weight, scales[:1].expand(1, 2), (1 << 45, 12)).dequantize(torch.float32).equal(2 * weight.float())
+    )
+
+
 def fp8_model(path: Path, kind: str, end: str, settings: Any) -> tuple[Path, dict[str, torch.Tensor]]:
     """A tiny model with FP8 matrices, and its weights' values."""
     torch.manual_seed(0)

@@ -107,3 +107,12 @@ def test_a_group_that_is_not_there_is_refused() -> None:
     tensors = made[0] | {"g_idx": torch.full((64,), 2)}
     with pytest.raises(BrokenCheckpoint, match="a group that is not there"):
         gptq_weight(*tensors.values(), bits=4, group_size=32, zero_offset=1)
+
+
+def test_a_group_of_any_size_is_no_larger_than_the_matrix() -> None:
+    zeros = {"qweight": torch.zeros(8, 8, dtype=torch.int32), "qzeros": torch.zeros(1, 1, dtype=torch.int32)}
+    of_size = {
+        size: gptq_weight(**zeros, scales=torch.ones(1, 8), group_of=None, bits=4, group_size=size, zero_offset=1)
+        for size in (65, 10**400)
+    }
+    assert of_size[65].equal(of_size[10**400])

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.errors import BrokenCheckpoint
+from gptcli.export.dense_folder import write_dense
 from gptcli.quant.mxfp4 import Mxfp4Weight, mxfp4_weight
 from gptcli.runtime.device_plan import plan_for
 from gptcli.settings import RuntimeConfig
@@ -63,6 +65,15 @@ def test_experts_stay_packed_unless_they_are_to_be_expanded(gpt_oss: Path, tmp_p
     folder = ModelFolder.open(repack(gpt_oss, tmp_path, pack, **SETTINGS)[0])
     plans = [plan_for(folder, RuntimeConfig(device="cpu", quantize=quantize)) for quantize in ("auto", "none")]
     assert [plan.weights.packing for plan in plans] == ["keep", "dense"]
+
+
+def test_a_dense_copy_has_the_tensors_that_transformers_makes_of_the_blocks(gpt_oss: Path, tmp_path: Path) -> None:
+    packed, meant = repack(gpt_oss, tmp_path, pack, **SETTINGS)
+    (copy := tmp_path / "copy").mkdir()
+    write_dense(ModelFolder.open(packed), copy, lambda parameter: None)
+    written, wanted = (load_file(path / "model.safetensors") for path in (copy, meant))
+    assert written.keys() == wanted.keys()
+    assert all(written[name].equal(wanted[name]) for name in wanted)
 
 
 def test_blocks_without_their_scales_are_refused(gpt_oss: Path, tmp_path: Path) -> None:

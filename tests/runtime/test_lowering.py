@@ -43,7 +43,7 @@ SCALINGS: list[RopeScaling | None] = [
     LINEAR,
     Llama3Scaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=16),
     YarnScaling(factor=4.0, original_context=16, magnitude=1.0),
-    ProportionalScaling(turned=2),
+    ProportionalScaling(rotated=2),
     LongRopeScaling(short=(1.0,) * 8, long=(2.0,) * 8, original_context=16, magnitude=1.0),
 ]
 

@@ -108,10 +108,10 @@ def must_call(format: CallFormat, optional: str = "", **properties: Any) -> Tool
 
 def ids_of(text: str, tokenizer: Tokenizer) -> list[int]:
     """The tokens of a model's text: those of a call's marks are control tokens, where there are such."""
-    marks = "|".join(re.escape(mark) for mark in MARKS if tokenizer.control_tokens.id_of(mark))
+    marks = "|".join(re.escape(mark) for mark in MARKS if tokenizer.control_tokens.ids.get(mark))
     ids = list[int]()
     for piece in re.split(f"({marks})", text) if marks else [text]:
-        mark = tokenizer.control_tokens.id_of(piece)
+        mark = tokenizer.control_tokens.ids.get(piece)
         ids += tokenizer.encode(piece) if mark is None else [mark]
     return ids
 

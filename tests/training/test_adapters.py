@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import gptcli
+from gptcli.checkpoint.adapters import Adapter
 from gptcli.cli.app import run
 from gptcli.errors import BrokenCheckpoint, GptcliError, InputError
 from tests.cli.conftest import GPTCLI, Cli
@@ -239,6 +240,17 @@ def test_what_an_adapter_has_and_we_do_not_apply_is_refused(
     (adapter / "adapter_config.json").write_text(json.dumps(config | change))
     with pytest.raises(GptcliError, match=said):
         ours(model, adapter)
+
+
+def test_a_layer_with_a_number_of_thousands_of_digits_is_refused(tmp_path: Path) -> None:
+    layer = f"layers.{'1' * 5000}.q_proj"
+    save_file(
+        {f"{layer}.lora_{side}.weight": torch.zeros(1, 1) for side in "AB"}, tmp_path / "adapter_model.safetensors"
+    )
+    config = {"peft_type": "LORA", "r": 1, "target_modules": ["q_proj"], "layers_to_transform": [1]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(BrokenCheckpoint, match="is none of the modules"):
+        Adapter.open(tmp_path)
 
 
 @pytest.mark.parametrize(("config", "said"), [

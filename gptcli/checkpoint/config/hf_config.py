@@ -5,6 +5,7 @@ A field that we do not read is left over if transformers does not read it either
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -110,7 +111,7 @@ class HfConfig(TypedFields):
     def sections_by_layer(self, name: str) -> dict[int, HfConfig]:
         """Nested configs, by layer index."""
         fields = self.mapping(name)
-        if not all(layer.isdecimal() and isinstance(own, dict) for layer, own in fields.items()):
+        if not all(layer.isdecimal() and len(layer) < 20 and isinstance(own, dict) for layer, own in fields.items()):
             raise self._wrong(name, "objects by their layer", fields)
         nested = self.section(name)
         return {int(layer): nested.section(layer) for layer in fields}
@@ -190,14 +191,14 @@ class HfConfig(TypedFields):
         rope = self._like(HfConfig(parameters, f"{self.where}: rope"), f"{self._prefix}{name}.")
         theta = rope.number("rope_theta", theta, low=1.0)
         if parameters.get("rope_type") == "proportional":
-            turned = int(rope.number("partial_rotary_factor", 1.0, high=1.0) * head_dim // 2)
-            proportional = ProportionalScaling(turned=turned, factor=rope.number("factor", 1.0))
+            rotated = int(rope.number("partial_rotary_factor", 1.0, high=1.0) * head_dim // 2)
+            proportional = ProportionalScaling(rotated=rotated, factor=rope.number("factor", 1.0))
             rope.ignore("rope_type")
             rope.check_unread(self.model_type, not_read=_OF_OTHER_ROPES)
             return RopeConfig(theta=theta, dim=head_dim, scaling=proportional)
         if fraction is None:
             rope.expect("partial_rotary_factor", 1.0, 1)
-        dim = int(head_dim * rope.number("partial_rotary_factor", fraction or 1.0))
+        dim = int(min(head_dim * rope.number("partial_rotary_factor", fraction or 1.0), sys.maxsize))
         if dim % 2 or not 0 < dim <= head_dim:
             raise BrokenCheckpoint(f"{self.where}: RoPE cannot turn {dim} of {head_dim} channels: see rotary factors")
         kind = _rope_type(rope)

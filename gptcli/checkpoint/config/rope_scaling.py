@@ -12,7 +12,7 @@ _MIN_TURNS, _MAX_TURNS = 1e-9, 1e9  # full rotations within a context
 
 
 def rope_scaling(rope: TypedFields, kind: str, dim: int, context: int, original: int) -> RopeScaling | None:
-    """The scaling of a RoPE type; None is plain RoPE.
+    """The scaling of a RoPE type; None is plain RoPE. Raises UnsupportedArchitecture for an unknown type.
 
     dim: rotated channels. context: the longest text's tokens; original: the same before the scaling.
     """

@@ -14,7 +14,7 @@ T = TypeVar("T")
 _INFINITY = ("Infinity", "{'__float__': 'Infinity'}", "inf")  # in older and newer files
 
 _MAX_COUNT = 1 << 24  # larger than any known width or vocabulary
-_MAX_LAYERS = 1024
+MAX_LAYERS = 1024
 _MAX_HEADS = 1024
 
 
@@ -54,9 +54,9 @@ class TypedFields:
         """The number of layers."""
         return self.layers_of("num_hidden_layers")
 
-    def layers_of(self, name: str) -> int:
-        """The number of layers, from this field."""
-        return self.integer(name, high=_MAX_LAYERS)
+    def layers_of(self, name: str, default: int | None = None, *, low: int = 1) -> int:
+        """A number of layers, from this field."""
+        return self.integer(name, default, low=low, high=MAX_LAYERS)
 
     def heads_of(self, name: str, default: int | None = None) -> int:
         """A number of attention heads, from this field."""
@@ -76,6 +76,13 @@ class TypedFields:
         if type(value) not in (int, float) or not low < value <= high:
             raise self._wrong(name, f"a number above {low:g}", value)
         return float(value)
+
+    def multiple(self, name: str, default: float, size: int) -> int:
+        """`size` times a number above 0, rounded down: a width. Absent or null gives `size` times the default."""
+        product = self.number(name, default) * size
+        if product > _MAX_COUNT:
+            raise self._wrong(name, f"a number that makes at most {_MAX_COUNT} of {size}", self._get(name))
+        return int(product)
 
     def flag(self, name: str, default: bool) -> bool:
         """True or false. Absent or null gives the default."""
@@ -122,12 +129,14 @@ class TypedFields:
         return [self.integer(name, default)] * layers
 
     def integers(self, name: str) -> list[int]:
-        """A list of whole numbers. Absent or null gives an empty one."""
+        """A list of whole numbers, at most one per layer. Absent or null gives an empty one."""
         value = self._get(name)
         if value is None:
             return []
         if not isinstance(value, list) or any(type(item) is not int for item in value):
             raise self._wrong(name, "a list of whole numbers", value)
+        if len(value) > MAX_LAYERS:
+            raise self._wrong(name, f"at most {MAX_LAYERS} whole numbers", value)
         return value
 
     def strings(self, name: str) -> list[str]:
@@ -153,7 +162,8 @@ class TypedFields:
             return 0.0, math.inf
         given = value if isinstance(value, list) else []
         limits = [math.inf if str(item) in _INFINITY else item for item in given]
-        if len(limits) != 2 or any(type(item) not in (int, float) for item in limits) or limits[0] > limits[1]:
+        wrong = len(limits) != 2 or any(type(item) not in (int, float) for item in limits) or limits[0] > limits[1]
+        if wrong or any(type(item) is int and abs(item) > sys.float_info.max for item in limits):
             raise self._wrong(name, "a least and a largest number", value)
         return float(limits[0]), float(limits[1])
 
@@ -176,7 +186,7 @@ class TypedFields:
         return value or {}
 
     def expect(self, name: str, *harmless: Any) -> None:
-        """Refuses a field unless it is absent, null or one of these values, which change no result."""
+        """Raises UnsupportedArchitecture unless a field is absent, null or one of these values, without an effect."""
         value = self._get(name)
         if value is not None and not any(value == known and type(value) is type(known) for known in harmless):
             raise UnsupportedArchitecture(f"{self.where}: {name} = {str(value)[:60]!r} is not supported")

@@ -48,7 +48,7 @@ def vaultgemma(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 
 def gemma3_text(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """Gemma 3 1B: q and k normalised, five local layers per global one, and RoPE by kind of layer."""
+    """Gemma 3 1B: q and k normalized, five local layers per global one, and RoPE by kind of layer."""
     hf.expect("attn_logit_softcapping")  # transformers reads it in Gemma 2 only
     pattern = hf.integer("sliding_window_pattern", hf.integer("_sliding_window_pattern", 6))
     types = hf.per_layer("layer_types", hf.layers) or full_every(pattern, hf.layers)

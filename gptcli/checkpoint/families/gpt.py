@@ -145,7 +145,7 @@ def gpt_neo(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 
 def gptj(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """GPT-J: one norm for parallel attention and MLP; RoPE turns the first channels of each head, in pairs."""
+    """GPT-J: one norm for parallel attention and MLP; RoPE rotates the first channels of each head, in pairs."""
     hf.expect("rotary", True)
     config, rope = gptj_config(hf)
     halves = partial(PairsToHalves, heads=config.attentions[0].heads, dim=rope.dim)
@@ -230,7 +230,10 @@ def gpt_architecture(
     weight: Transform = unchanged,
     rows: tuple[Transform, ...] = (),
 ) -> Architecture:
-    """weight: applied to every matrix in a layer. rows: for each tensor of `names.qkv`, applied to weight and bias."""
+    """The architecture for tensors with these names.
+
+    weight: applied to every matrix in a layer. rows: for each tensor of `names.qkv`, applied to weight and bias.
+    """
     # MLX gives all these families GPT-2's names, with matrices (out, in).
     if names.root != "model." and f"model.{names.embed}.weight" in tensors:
         names = replace(names, root="model.", layers="h", head=f"model.{names.head}")

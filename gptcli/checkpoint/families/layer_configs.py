@@ -49,7 +49,8 @@ def windows(
 ) -> list[int | None]:
     """The attention window of each layer, from `layer_types`; None attends to all.
 
-    limited: the layer type that has the window. field: where config.json has it, for errors.
+    limited: the layer type that has the window. field: where config.json has it, for errors. Raises BrokenCheckpoint if
+    it is missing, and as `check_types`.
     """
     check_types(types, "full_attention", limited)
     if window is None and limited in types:

@@ -10,14 +10,7 @@ from gptcli.checkpoint.families.layer_configs import check_types, with_attention
 from gptcli.checkpoint.families.llama import Names, llama_architecture, llama_config, llama_rope
 from gptcli.checkpoint.families.moe import ExpertNames, expert_of, experts_of, with_experts
 from gptcli.checkpoint.recipes import Architecture
-from gptcli.model.config import (
-    DecoderConfig,
-    MlpConfig,
-    MoeConfig,
-    NormConfig,
-    QkNormConfig,
-    ShortConvolutionConfig,
-)
+from gptcli.model.config import DecoderConfig, MlpConfig, MoeConfig, NormConfig, QkNormConfig, ShortConvolutionConfig
 
 _NAMES = Names(
     attention_norm="operator_norm",
@@ -42,10 +35,11 @@ def lfm2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 def _width(hf: HfConfig) -> int:
     """The MLP's width, which the files give before it is adjusted."""
     width = hf.integer("block_ff_dim", hf.integer("intermediate_size", 12_288))
-    multiplier, multiple = hf.number("block_ffn_dim_multiplier", 1.0), hf.integer("block_multiple_of", 256)
+    multiple = hf.integer("block_multiple_of", 256)
+    adjusted = hf.multiple("block_ffn_dim_multiplier", 1.0, int(2 * width / 3))
     if not hf.flag("block_auto_adjust_ff_dim", True):
         return width
-    return -(-int(multiplier * int(2 * width / 3)) // multiple) * multiple
+    return -(-adjusted // multiple) * multiple
 
 
 def lfm2_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:

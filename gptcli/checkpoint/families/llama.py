@@ -96,7 +96,7 @@ def qwen2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 
 def qwen3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """Qwen 3: every head's q and k normalised before the rotation."""
+    """Qwen 3: every head's q and k normalized before the rotation."""
     config = llama_config(hf, head_dim=llama_head_dim(hf, 128))
     config = with_attention(config, qk_norm=QkNormConfig(norm=config.norm, over="head"))
     return llama_architecture(with_attention_per_layer(config, window=qwen_windows(hf)), tensors)
@@ -107,9 +107,8 @@ def smollm3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     hf.ignore("max_window_layers")  # Qwen's, and unused here
     layers = hf.layers
     interval = hf.integer("no_rope_layer_interval", 4)
-    rotated = hf.per_layer("no_rope_layers", layers)  # 1 is a layer with RoPE, despite the name
-    if rotated is None:
-        rotated = [int((layer + 1) % interval != 0) for layer in range(layers)]
+    # 1 is a layer with RoPE, despite the name.
+    rotated = hf.per_layer("no_rope_layers", layers) or [int((layer + 1) % interval != 0) for layer in range(layers)]
     window = hf.optional_integer("sliding_window") if hf.flag("use_sliding_window", False) else None
     hf.ignore("sliding_window")
     types = hf.per_layer("layer_types", layers)

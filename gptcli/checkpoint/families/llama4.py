@@ -24,30 +24,30 @@ def llama4_text(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     layers = hf.layers
     if hf.integers("no_rope_layers"):  # 1 is a layer with RoPE, despite the name
         hf.ignore("no_rope_layer_interval")
-        turned = hf.per_layer("no_rope_layers", layers) or []
+        rotated = hf.per_layer("no_rope_layers", layers) or []
     else:
         interval = hf.integer("no_rope_layer_interval", 4)
-        turned = [(layer + 1) % interval != 0 for layer in range(layers)]
+        rotated = [(layer + 1) % interval != 0 for layer in range(layers)]
     chunk = hf.optional_integer("attention_chunk_size")
     types = hf.per_layer("layer_types", layers)
     if types is None:
-        types = ["chunked_attention" if rope and chunk else "full_attention" for rope in turned]
+        types = ["chunked_attention" if rope and chunk else "full_attention" for rope in rotated]
     head_dim = llama_head_dim(hf, 128)
     rope = llama_rope(hf, head_dim=head_dim, theta=500_000.0)
     expert = expert_of(hf, "intermediate_size")
     dense = replace(llama_mlp(hf), width=hf.integer("intermediate_size_mlp", 16_384))
     config = llama_config(hf, norm=rms(hf, 1e-5), mlp=dense, head_dim=head_dim, rope=rope)
     norm = QkNormConfig(norm=replace(config.norm, weight=False), over="head", after_rope=True)
-    norm_if_turned = norm if hf.flag("use_qk_norm", True) else None
+    norm_if_rotated = norm if hf.flag("use_qk_norm", True) else None
     scale = PositionScale(beta=hf.number("attn_scale", 0.1), original_context=hf.integer("floor_scale", 8192), first=1)
     scale_else = scale if hf.switch("attn_temperature_tuning", True) else None
     config = with_attention_per_layer(
         config,
         window=windows(types, chunk, "chunked_attention", "attention_chunk_size"),
         chunked=[kind == "chunked_attention" for kind in types],
-        rope=[rope if has_rope else None for has_rope in turned],
-        qk_norm=[norm_if_turned if has_rope else None for has_rope in turned],
-        position_scale=[None if has_rope else scale_else for has_rope in turned],
+        rope=[rope if has_rope else None for has_rope in rotated],
+        qk_norm=[norm_if_rotated if has_rope else None for has_rope in rotated],
+        position_scale=[None if has_rope else scale_else for has_rope in rotated],
     )
     return with_experts(config, tensors, _mixture_of(hf, expert), _recipes, _NAMES, pairs=True)
 

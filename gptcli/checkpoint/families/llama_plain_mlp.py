@@ -19,7 +19,7 @@ _APERTUS = replace(_PLAIN, attention_norm="attention_layernorm", mlp_norm="feedf
 
 
 def apertus(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """Apertus: xIELU, whose shape is learned, and every head's q and k normalised."""
+    """Apertus: xIELU, whose shape is learned, and every head's q and k normalized."""
     act = "xielu" if hf.string("hidden_act", "xielu") == "xielu" else activation(hf, "hidden_act", "xielu")
     mlp = llama_mlp(hf, act=act, gated=False)
     config = llama_config(hf, norm=rms(hf, 1e-5), mlp=mlp, rope=llama_rope(hf, theta=12_000_000.0))
@@ -33,7 +33,7 @@ def arcee(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 
 def nanochat(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """nanochat: norms without weights, also of the embedding and after RoPE, which turns backward; a softcap."""
+    """nanochat: norms without weights, also of the embedding and after RoPE, which rotates backward; a softcap."""
     norm = replace(rms(hf, 1e-6), weight=False)
     mlp = llama_mlp(hf, act=activation(hf, "hidden_act", "relu2"), gated=False)
     config = llama_config(hf, norm=norm, mlp=mlp, rope=replace(llama_rope(hf), backward=True))

@@ -86,7 +86,7 @@ def helium(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 
 def hunyuan_v1_dense(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """Hunyuan: every head's q and k normalised after the rotation, whose base a factor stretches."""
+    """Hunyuan: every head's q and k normalized after the rotation, whose base a factor stretches."""
     return llama_architecture(hunyuan_config(hf), tensors, HUNYUAN)
 
 
@@ -105,9 +105,7 @@ def hunyuan_config(hf: HfConfig) -> DecoderConfig:
 def ministral(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Ministral 8B: a window on all layers, or on those that `layer_types` names."""
     window = hf.optional_integer("sliding_window")
-    types = hf.per_layer("layer_types", hf.layers)
-    if types is None:
-        types = ["sliding_attention" if window else "full_attention"] * hf.layers
+    types = hf.per_layer("layer_types", hf.layers) or ["sliding_attention" if window else "full_attention"] * hf.layers
     config = with_attention_per_layer(llama_config(hf, bias=False), window=windows(types, window))
     return llama_architecture(config, tensors)
 

@@ -7,12 +7,14 @@ from dataclasses import replace
 from math import inf
 
 from gptcli.checkpoint.config.hf_config import HfConfig
+from gptcli.checkpoint.config.typed_fields import MAX_LAYERS
 from gptcli.checkpoint.families.layer_configs import (
     activation,
     check_shared,
     check_types,
     head_dim_of,
     with_attention,
+    with_blocks,
     with_state,
 )
 from gptcli.checkpoint.families.llama import (
@@ -72,7 +74,7 @@ def mamba2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     hf.ignore("time_step_floor")
     hidden, norm = hf.integer("hidden_size"), NormConfig(kind="rms", eps=hf.number("layer_norm_epsilon", 1e-5))
     heads, head_dim = _integer(hf, "num_heads", 128), _integer(hf, "head_dim", 64)
-    if heads * head_dim != int(hf.number("expand", 2.0) * hidden):
+    if heads * head_dim != hf.multiple("expand", 2.0, hidden):
         raise BrokenCheckpoint(f"config.json: {heads} heads of {head_dim} are not expand times hidden_size {hidden}")
     state = Mamba2Config(
         heads=heads,
@@ -104,7 +106,7 @@ def bamba(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     mlp = llama_mlp(hf, bias=hf.flag("mlp_bias", False))
     norm = rms(hf, 1e-5)
     config = llama_config(hf, norm=norm, mlp=mlp, rope=llama_rope(hf, fraction=0.5))
-    state = _bamba_state(hf, int(hf.number("mamba_expand", 2.0) * config.hidden_size), config.norm)
+    state = _bamba_state(hf, hf.multiple("mamba_expand", 2.0, config.hidden_size), config.norm)
     config = with_state(config, state, [layer not in attends for layer in range(hf.layers)])
     return llama_architecture(config, tensors, _BAMBA)
 
@@ -117,7 +119,7 @@ def granitemoehybrid(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     if kind != "rope":
         config = with_attention(config, rope=None)
     types = hf.per_layer("layer_types", hf.layers) or ["mamba"] * hf.layers
-    state = _bamba_state(hf, int(hf.number("mamba_expand", 2.0) * config.hidden_size), config.norm)
+    state = _bamba_state(hf, hf.multiple("mamba_expand", 2.0, config.hidden_size), config.norm)
     config = with_state(config, state, [kind == "mamba" for kind in _kinds(types, "mamba", "attention")])
     if hf.integer("num_local_experts", 8, low=0) == 0:
         hf.ignore("num_experts_per_tok")
@@ -137,13 +139,14 @@ def falcon_h1(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     gate_scale, down_scale = hf.numbers("mlp_multipliers", 2, (1.0, 1.0))
     mlp = replace(llama_mlp(hf, bias=hf.flag("mlp_bias", False)), gate_scale=gate_scale, out_scale=down_scale)
     config = llama_config(hf, norm=rms(hf, 1e-5), mlp=mlp)
+    squared = attention_in * attention_in  # ** raises an error for infinity
     config = with_attention(
         config,
-        scale=config.attentions[0].scale * hf.number("key_multiplier", 1.0) * attention_in**2,
+        scale=config.attentions[0].scale * hf.number("key_multiplier", 1.0) * squared,
         out_scale=attention_in * hf.number("attention_out_multiplier", 1.0),
     )
     given = hf.optional_integer("mamba_d_ssm")
-    state = _bamba_state(hf, given or int(hf.number("mamba_expand", 2.0) * config.hidden_size), config.norm)
+    state = _bamba_state(hf, given or hf.multiple("mamba_expand", 2.0, config.hidden_size), config.norm)
     hf.ignore("mamba_expand")
     gate, x, b, c, steps = (state_in * scale for scale in hf.numbers("ssm_multipliers", 5, (1.0,) * 5))
     state = replace(
@@ -155,8 +158,7 @@ def falcon_h1(hf: HfConfig, tensors: Collection[str]) -> Architecture:
         out_scale=hf.number("ssm_out_multiplier", 1.0),
     )
     config = replace(
-        config,
-        blocks=tuple(replace(block, state=state) for block in config.blocks),
+        with_blocks(config, state=state),
         embedding_scale=hf.number("embedding_multiplier", 1.0),
         logit_scale=hf.number("lm_head_multiplier", 1.0),
     )
@@ -228,6 +230,8 @@ def _nemotron_kinds(hf: HfConfig) -> list[str]:
     """The kind of each layer, from a list or from a pattern such as `M-M*`, whose length is the number of layers."""
     pattern = hf.string("hybrid_override_pattern", "")
     types = hf.strings("layers_block_type") or list(pattern) or ["mamba", "moe", "attention", "mlp"]
+    if len(types) > MAX_LAYERS:
+        raise BrokenCheckpoint(f"config.json: {len(types)} layers are more than {MAX_LAYERS}")
     return _kinds(types, *_KINDS.values())
 
 

@@ -132,7 +132,10 @@ def with_experts(
     names: Names = LLAMA,
     **options: Any,
 ) -> Architecture:
-    """The architecture with experts where `moe_of` gives a mixture for a layer. options: of `llama_architecture`."""
+    """The architecture with experts where `moe_of` gives a mixture for a layer. options: of `llama_architecture`.
+
+    Raises UnsupportedArchitecture for too many experts, BrokenCheckpoint for groups or choices that do not fit them.
+    """
     blocks = tuple(replace(block, mlp=moe_of(layer) or block.mlp) for layer, block in enumerate(config.blocks))
     mixtures = [block.mlp for block in blocks if isinstance(block.mlp, MoeConfig)]
     if (experts := sum(moe.experts for moe in mixtures)) > _MOST_EXPERTS:

@@ -41,7 +41,7 @@ _HUNYUAN = ExpertNames(router="gate.wg", shared="shared_mlp.")
 
 
 def olmoe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """OLMoE: a mixture in every layer, q and k normalised over their full width."""
+    """OLMoE: a mixture in every layer, q and k normalized over their full width."""
     hf.expect("clip_qkv")
     config = llama_config(hf, norm=rms(hf, 1e-5))
     config = with_attention(config, qk_norm=QkNormConfig(norm=config.norm, over="full"))
@@ -107,8 +107,8 @@ def glm4_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 def without_layers_ahead(hf: HfConfig, tensors: Collection[str], architecture: Architecture) -> Architecture:
     """Leaves unused the extra layers, after the others, that predict tokens further ahead."""
-    ahead = range(hf.layers, hf.layers + hf.integer("num_nextn_predict_layers", 1, low=0))
-    return replace(architecture, ahead=tuple(f"{root_of(tensors)}layers.{layer}." for layer in ahead))
+    prefix, ahead = f"{root_of(tensors)}layers.", hf.layers_of("num_nextn_predict_layers", 1, low=0)
+    return replace(architecture, ahead=tuple(f"{prefix}{hf.layers + layer}." for layer in range(ahead)))
 
 
 def dots1(hf: HfConfig, tensors: Collection[str]) -> Architecture:
@@ -180,7 +180,7 @@ def ernie4_5_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 
 def minimax_m2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """MiniMax M2: a mixture in every layer, q and k normalised over their full width, RoPE on part of each head."""
+    """MiniMax M2: a mixture in every layer, q and k normalized over their full width, RoPE on part of each head."""
     head_dim = llama_head_dim(hf, 128)
     fraction = hf.integer("rotary_dim", head_dim) / head_dim
     rope = llama_rope(hf, head_dim=head_dim, theta=5_000_000.0, fraction=fraction)

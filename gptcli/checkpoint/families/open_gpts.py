@@ -79,6 +79,8 @@ _OPT = Names(
 _XGLM = replace(_OPT, root="model.", final_norm="layer_norm", unused_suffixes=("embed_positions.weights",))
 _CODEGEN = replace(GPTJ, qkv=("attn.qkv_proj",), unused_suffixes=(".attn.causal_mask",))
 
+_MOST_SINES = 1 << 27  # computed, so no file limits them; thirty times as many as in the largest XGLM
+
 _OPT_FIELDS = Fields("hidden_size", "num_attention_heads", "num_hidden_layers", "max_position_embeddings")
 _XGLM_FIELDS = Fields("d_model", "attention_heads", "num_layers", "max_position_embeddings")
 _MPT_FIELDS = Fields("d_model", "n_heads", "n_layers", "max_seq_len")
@@ -238,6 +240,8 @@ def xglm(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     hidden = config.hidden_size
     if hidden % 2 or hidden < 4:
         raise BrokenCheckpoint(f"config.json: d_model {hidden} has no room for sines and cosines")
+    if config.max_context * hidden > _MOST_SINES:
+        raise BrokenCheckpoint(f"config.json: {config.max_context} positions of {hidden} numbers are too many")
     if hf.flag("scale_embedding", True):
         config = replace(config, embedding_scale=hidden**0.5)
     architecture = gpt_architecture(config, tensors, _XGLM)

@@ -64,8 +64,8 @@ class Parameters(dict[str, Recipe]):
     def head(self, theirs: str, config: DecoderConfig, tensors: Collection[str]) -> DecoderConfig:
         """Adds the output head; returns the config, with `tied_head` as the tensors are.
 
-        A head in the checkpoint is used even if the config ties it; so does a bias need a head. A tied checkpoint may
-        have the head only, without the embedding.
+        A head in the checkpoint is used even if the config ties it. One with a bias is never tied. A tied checkpoint
+        may have the head only, without the embedding.
         """
         theirs = next((f"{root}{theirs}" for root in _ROOTS if f"{root}{theirs}.weight" in tensors), theirs)
         in_checkpoint = not config.tied_head or f"{theirs}.weight" in tensors

@@ -61,7 +61,7 @@ def _architecture(
 
 
 def _config(hf: HfConfig, mlp: MlpConfig) -> DecoderConfig:
-    hf.ignore_in_rope("mrope_section", "mrope_interleaved")  # which of three equal positions a channel turns by
+    hf.ignore_in_rope("mrope_section", "mrope_interleaved")  # which of three equal positions rotates a channel
     norm, head_dim = rms(hf, 1e-6, wide_scale=True), llama_head_dim(hf, 256)
     rope = llama_rope(hf, head_dim=head_dim, fraction=0.25)
     config = llama_config(hf, norm=norm, mlp=mlp, head_dim=head_dim, rope=rope)

@@ -88,7 +88,7 @@ def evens_then_odds(count: int) -> Tensor:
 
 
 def _slice(recipe: Slice, source: TensorSource) -> Tensor | PackedWeight:
-    """Cooks parts of the operand's own operands where that gives the same, so that only these are read."""
+    """Evaluates slices of the operand's own operands where that gives the same, so that only these are read."""
     axis, ranges = recipe.axis, recipe.ranges
     if isinstance(recipe.operand, Take) and isinstance(source.stored(recipe.operand.name), Dense):
         return source.slice(recipe.operand.name, axis, ranges)
@@ -104,7 +104,7 @@ def _slice(recipe: Slice, source: TensorSource) -> Tensor | PackedWeight:
 
 
 def _of_operands(recipe: Slice, source: TensorSource) -> Recipe | None:
-    """The same as a recipe of parts of the operand's own operands; None if there is none."""
+    """A recipe that makes the same of slices of the operand's own operands; None if there is none."""
     axis, ranges = recipe.axis, recipe.ranges
     match recipe.operand:
         case Concat(operands, joined):
@@ -179,8 +179,8 @@ def reordered_rows(recipe: PairsToHalves | HeadsToQkv | GroupsToParts, rows: int
 def _pairs_to_halves(recipe: PairsToHalves, rows: Tensor) -> Tensor:
     """Row indices (rows,): even ones precede odd ones among each head's `dim` rotated rows; others stay."""
     heads, rest = rows.view(recipe.heads + recipe.others, -1).tensor_split([recipe.heads])
-    before, turned, after = heads.tensor_split([recipe.skipped, recipe.skipped + recipe.dim], dim=1)
-    ordered = torch.cat([before, turned[:, ::2], turned[:, 1::2], after], dim=1)
+    before, rotated, after = heads.tensor_split([recipe.skipped, recipe.skipped + recipe.dim], dim=1)
+    ordered = torch.cat([before, rotated[:, ::2], rotated[:, 1::2], after], dim=1)
     return torch.cat([ordered.flatten(), rest.flatten()])
 
 

@@ -62,7 +62,7 @@ class TensorSource:
     def read(self, name: str) -> Tensor:
         """A tensor as stored; U32 and ggml's blocks as bytes.
 
-        Raises BrokenCheckpoint if the file has become too short.
+        Raises BrokenCheckpoint if the file has become too short, and UnsupportedArchitecture for an unknown dtype.
         """
         info = self._folder.tensors[name]
         as_bytes = info.dtype == "U32" or info.dtype in GGML_TYPES
@@ -102,7 +102,7 @@ class TensorSource:
         return values.view(*info.shape[:axis], kept, *info.shape[axis:][1:])
 
     def chunks(self, name: str) -> Iterator[Tensor]:
-        """A tensor's values in flat chunks of a few MB, unedited. Raises as `read` does."""
+        """A tensor's values in flat chunks of at most 16 MB as stored, unedited. Raises as `read` does."""
         info = self._folder.tensors[name]
         step = _CHUNK // BLOCKS[info.dtype].size * BLOCKS[info.dtype].size if info.dtype in GGML_TYPES else _CHUNK
         for start in range(0, info.size, step):
@@ -124,7 +124,7 @@ class TensorSource:
         return buffer.view(_DTYPES.get(info.dtype, torch.uint8))
 
     def weight(self, name: str) -> Tensor | PackedWeight:
-        """A weight by its name in transformers: dense in its stored precision, or packed."""
+        """A weight by its name in transformers: dense in its stored precision, or packed. Raises as `read`."""
         stored = self.stored(name)
         tensors = [self.read(tensor) for tensor in stored.tensors]
         match stored:
@@ -153,7 +153,7 @@ def ranges_of(value: Tensor, axis: int, ranges: Ranges) -> Tensor:
 
 
 def non_finite_tensors(folder: ModelFolder) -> list[str]:
-    """Names of the tensors that contain NaN or infinity. Reads all of them, a few MB at a time."""
+    """Names of the tensors that contain NaN or infinity. Reads all of them, a chunk at a time."""
     floats = [
         name
         for name, info in folder.tensors.items()

@@ -1,7 +1,6 @@
 """What layers keep of a text besides keys and values: the last inputs of a convolution, and a state of fixed size.
 
-A state sums up all tokens so far, so it cannot be cut back. A few earlier states are
-kept, from which what follows is run again.
+A state sums up all tokens so far, so it cannot be cut back. A few earlier ones are kept, to run what follows again.
 """
 
 from __future__ import annotations

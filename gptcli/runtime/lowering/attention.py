@@ -235,7 +235,7 @@ def _rotate(ops: Operations, rope: RopeConfig, heads: Buffer, *, rows: int, size
         case LongRopeScaling() as scaling:
             handles(scaling, "short", "long", "original_context", "magnitude")
         case ProportionalScaling() as scaling:
-            handles(scaling, "turned", "factor")
+            handles(scaling, "rotated", "factor")
         case _:
             raise Unsupported("a scaling of RoPE")
     ops.add("ROTATE", out=heads, rows=rows, size=size, stride=heads.width, table=ops.ropes.index(rope))

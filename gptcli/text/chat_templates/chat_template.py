@@ -61,7 +61,7 @@ class ChatTemplate:
     def of_model(cls, path: Path, tokenizer: Tokenizer, name: str | None = None) -> ChatTemplate:
         """A template of a model by its name; None: the default one.
 
-        Raises NoTemplate if it is missing, and TemplateError if it is not a text.
+        Raises NoTemplate if it is missing, TemplateError if it is not a text, and as `from_file`.
         """
         templates = _templates(path, tokenizer)
         if template := templates.get(name or _DEFAULT):
@@ -103,7 +103,7 @@ class ChatTemplate:
     def tool_use(
         self, tools: Sequence[Definition], choice: object, tokenizer: Tokenizer, *, parallel: bool = True
     ) -> ToolUse | None:
-        """Finds the calls in the text after a rendered conversation; None if nothing may be called.
+        """How to find the calls in the text after a rendered conversation; None if nothing may be called.
 
         tools: as `checked_tools` returns them. choice: as `checked_choice` takes it. parallel: whether there may be
         several calls. Raises UsageError for another choice, and as `call_style` does.
@@ -126,7 +126,7 @@ class ChatTemplate:
                 except (TemplateError, SandboxFailure) as error:
                     raise TemplateError(f"chat template: {self.where}: {error}") from None
 
-            self._style = call_style(render, lambda name: tokenizer.control_tokens.id_of(name) is not None)
+            self._style = call_style(render, tokenizer.control_tokens.ids.__contains__)
         return self._style
 
     def render(self, messages: Sequence[Message], tokenizer: Tokenizer, **switches: Unpack[Switches]) -> list[int]:

@@ -15,7 +15,7 @@ from gptcli.text.backend import BackendTokenizer
 from gptcli.text.hf_tokenizers import description, steps
 
 _BYTE_PIECE = re.compile(r"<0x.{2}>", re.DOTALL)
-_MOST_IDS, _KEPT_IDS = 96, 32  # decoded together; kept of these to decode the next
+_MOST_IDS, _KEPT_IDS = 96, 32  # decoded together; if there are more, all but the last few are forgotten
 _CONTEXT = 16  # ids before the text that its first token's bytes may depend on
 # Steps whose result for a token depends at most on the token before it.
 _LOCAL = frozenset({"Replace", "Strip", "Metaspace", "WordPiece", "CTC", "ByteFallback", "ByteLevel", "Fuse"})

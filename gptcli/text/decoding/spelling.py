@@ -80,7 +80,7 @@ class Spelling:
     def decoded_text(
         self, ids: Iterable[int], piece_of: Callable[[int], str | None], decoded: Callable[[int], bytes]
     ) -> Iterator[bytes]:
-        """The decoded bytes of a whole text, which differ from `decoded` at its two ends."""
+        """The decoded bytes of a whole text, whose two ends differ from `decoded`. decoded: gives those of an id."""
         ids = (id for id in ids if piece_of(id) is not None)
         if self.word_end:
             last: int | None = None

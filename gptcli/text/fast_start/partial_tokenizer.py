@@ -17,13 +17,13 @@ from gptcli.text.fast_start.flat_vocabulary import FlatVocabulary
 from gptcli.text.tokenizer_json import parse
 
 NEVER = "\U0010ffff"  # a noncharacter, in no piece
-_PARSED_PER_FOUND = 16  # pieces parsed in the time in which the pieces at a character are found
+_PARSED_PER_FOUND = 16  # finding the pieces at a character takes as long as parsing so many
 _PARAMETERS = ("unk_token", "fuse_unk", "byte_fallback", "ignore_merges")
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
 
 class PartialTokenizer:
-    """A `tokenizers.Tokenizer` for BPE without affixes. It takes all pieces once that is faster, or one asks for them.
+    """A `tokenizers.Tokenizer` for BPE without affixes. It takes all pieces once that is faster, or if asked for them.
 
     state: a tokenizer.json without pieces and merges. names: new names of control tokens, by their pieces.
     """

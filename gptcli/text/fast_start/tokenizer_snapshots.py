@@ -29,7 +29,7 @@ _FILES = (
 
 @dataclass(frozen=True)
 class OpenedTokenizer:
-    """The fields of an opened `Tokenizer`, but its library. size: before `Tokenizer.limit`."""
+    """The fields of an opened `Tokenizer` without its library. size: before `Tokenizer.limit`."""
 
     settings: dict[str, Any]
     notes: tuple[Note, ...]

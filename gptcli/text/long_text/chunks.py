@@ -48,8 +48,8 @@ def encode_chunks(
 ) -> Iterator[Chunk]:
     """The chunks, in order, of a text that comes in blocks; nothing is added around it.
 
-    special: as for `Tokenizer.encode`. offsets: whether the encodings have offsets, which take time. Raises InputError
-    if more than `largest` characters have no safe border.
+    special: as for `Tokenizer.encode`. where: names the text in errors. offsets: whether the encodings have offsets,
+    which take time. Raises InputError if more than `largest` characters have no safe border, and BrokenTokenizer.
     """
     pending: list[_Cut] = []
     for cut in _cut(Borders(tokenizer, special=special), blocks, largest, where):

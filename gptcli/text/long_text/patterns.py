@@ -18,12 +18,12 @@ class CharKind(IntFlag):
     BLANK = 4  # any other whitespace
     LETTER = 8
     DIGIT = 16
-    MARK = 32  # any other character
+    OTHER = 32  # not whitespace, letter or digit
 
 
 NOTHING = CharKind(0)
 WORD = CharKind.LETTER | CharKind.DIGIT
-VISIBLE = WORD | CharKind.MARK
+VISIBLE = WORD | CharKind.OTHER
 ANYTHING = CharKind.SPACE | CharKind.NEWLINE | CharKind.BLANK | VISIBLE
 
 
@@ -130,7 +130,7 @@ def _literal(char: str, space: str) -> _Set:
         return _Set(CharKind.NEWLINE, CharKind.NEWLINE)
     if char.isspace():
         return _Set(CharKind.BLANK)
-    return _Set(CharKind.LETTER if char.isalpha() else CharKind.DIGIT if char.isnumeric() else CharKind.MARK)
+    return _Set(CharKind.LETTER if char.isalpha() else CharKind.DIGIT if char.isnumeric() else CharKind.OTHER)
 
 
 class _Reader:
@@ -242,12 +242,12 @@ class _Reader:
         if not self._take("{"):
             raise Unclear(self.pattern)
         name = self._until_brace()
-        marks = CharKind.MARK if self._space.isspace() else CharKind.MARK | CharKind.SPACE
+        others = CharKind.OTHER if self._space.isspace() else CharKind.OTHER | CharKind.SPACE
         if name in ("L", "N"):
             kind = CharKind.LETTER if name == "L" else CharKind.DIGIT
             found = _Set(kind, kind)
         elif name in _SUBCATEGORIES:
-            found = _Set({"L": CharKind.LETTER, "N": CharKind.DIGIT}.get(name[0], marks))
+            found = _Set({"L": CharKind.LETTER, "N": CharKind.DIGIT}.get(name[0], others))
         else:
             found = _Set(ANYTHING)
         return ~found if negated else found

@@ -1,4 +1,4 @@
-"""Starts a process that opens a stranger's chat template or tokenizer, and asks it for answers.
+"""Starts a process that opens an untrusted chat template or tokenizer, and asks it for answers.
 
 Such a template or tokenizer can hang, abort or fill the memory of the process that opens it. This process has limits
 of CPU time and memory, imports no torch, and starts in about 60 ms. Linux enforces the limits; elsewhere a thread
@@ -117,13 +117,12 @@ class SandboxClient:
 
     def _reason(self) -> str:
         """Why the process ended. Reaps it."""
-        assert self._process is not None
-        self._process.kill()
-        code = self._process.wait()
+        process = self._process
+        assert process is not None
         self._end()
         if self._killed_for:
             return self._killed_for
-        if code == -getattr(signal, "SIGPROF", 0):
+        if process.returncode == -getattr(signal, "SIGPROF", 0):
             return _TOO_LONG
         return "it takes too much memory, or crashes the library that reads it"
 

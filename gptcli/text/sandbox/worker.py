@@ -1,4 +1,4 @@
-"""The sandboxed process that `client.py` starts: opens a stranger's template or tokenizer, then answers requests.
+"""The sandboxed process that `client.py` starts: opens an untrusted template or tokenizer, then answers requests.
 
 It limits itself before it reads anything, writes no files, and sends only replies.
 """

@@ -43,7 +43,7 @@ class _Named:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A tokenizer's tokens. size: of its model's pieces. id_of: of a piece or token. added: added tokens by id."""
+    """A tokenizer's tokens. size: its model's pieces. id_of: gives the id of a piece or token. added: by id."""
 
     size: int
     id_of: Callable[[str], int | None]
@@ -65,8 +65,13 @@ def read_settings(path: Path, notes: list[Note]) -> tuple[_Json, dict[str, int]]
         return config, {}
     match config.get("extra_special_tokens"), older.get("extra_special_tokens"):
         case list(listed), list(more):
-            older["extra_special_tokens"] = listed + [token for token in more if token not in listed]
+            seen = set(map(_as_text, listed))
+            older["extra_special_tokens"] = listed + [token for token in more if _as_text(token) not in seen]
     return config | older, added
+
+
+def _as_text(token: object) -> str:
+    return json.dumps(token, sort_keys=True, default=repr)
 
 
 def with_named_tokens(
@@ -95,16 +100,17 @@ def named_tokens(
         known |= extra.keys()
     stated = _stated(settings, added, known, where)
     present = {token.content: token for token in vocabulary.added.values()}
+    with_id = {token.content for token in stated.values()}
     wanted: dict[str, _Named] = {}
-    for id in sorted(stated):
-        token = stated[id]
+    for _, token in sorted(stated.items()):
         if token.content in present and (token.content in added or present[token.content] == token.complete):
             continue
         wanted[token.content] = replace(token, special=True) if token.content in roles else token
     for content, token in [*roles.items(), *extra.items()]:
-        if content not in present and content not in {named.content for named in stated.values()}:
+        if content not in present and content not in with_id:
             wanted[content] = replace(token, special=token.special or content in roles)
-    _check(wanted, where)
+    if (size := sum(map(len, wanted))) > _MOST_ADDED:
+        raise BrokenTokenizer(f"cannot read: {where.parent}: the tokens of its settings have {size} characters")
     ids = _ids(vocabulary, wanted)
     for id, token in stated.items():
         own = ids.get(token.content, vocabulary.id_of(token.content))
@@ -131,7 +137,7 @@ def _stated(
         raise BrokenTokenizer(f"cannot read: {file}: its added_tokens_decoder is no object")
     for key, value in decoder.items():
         match value:
-            case {"content": str(content), **flags} if key.isdecimal() and key.isascii():
+            case {"content": str(content), **flags} if is_id(key):
                 stated[int(key)] = _parsed(content, flags, special=False, where=where)
             case _:
                 raise BrokenTokenizer(f"cannot read: {file}: token {key[:40]!r} of added_tokens_decoder")
@@ -140,6 +146,11 @@ def _stated(
             raise BrokenTokenizer(f"cannot read: {where.with_name('added_tokens.json')}: the id of {content[:40]!r}")
         stated[id] = _Named(content, normalized=content not in special, special=content in special)
     return stated
+
+
+def is_id(key: str) -> bool:
+    """Whether a key is a token's id."""
+    return key.isdecimal() and key.isascii() and len(key) < 20
 
 
 def _roles(settings: Mapping[str, Any], where: Path) -> dict[str, _Named]:
@@ -194,9 +205,3 @@ def _ids(vocabulary: Vocabulary, wanted: Iterable[str]) -> dict[str, int]:
             id, following = following, following + 1
         ids[content] = id
     return ids
-
-
-def _check(wanted: Iterable[str], where: Path) -> None:
-    size = sum(map(len, wanted))
-    if size > _MOST_ADDED:
-        raise BrokenTokenizer(f"cannot read: {where.parent}: the tokens of its settings have {size} characters")

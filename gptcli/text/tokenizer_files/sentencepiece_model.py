@@ -17,6 +17,7 @@ from gptcli.errors import BrokenTokenizer
 from gptcli.files import read_within
 from gptcli.gguf.pre_tokenizers import split_by
 from gptcli.gguf.tokenizer import piece_pairs
+from gptcli.text.tokenizer_files.named_tokens import is_id
 from gptcli.text.tokenizer_files.tokenizer_classes import (
     built,
     class_without_tokenizer_json,
@@ -132,7 +133,7 @@ def _rename_pieces(model: _Model, settings: _Json) -> _Json:
     decoder = settings.get("added_tokens_decoder")
     if not isinstance(decoder, dict) or not decoder or not all(isinstance(token, dict) for token in decoder.values()):
         return settings  # refused later if they are wrong
-    names = {int(id): str(token.get("content")) for id, token in decoder.items() if id.isdecimal() and id.isascii()}
+    names = {int(id): str(token.get("content")) for id, token in decoder.items() if is_id(id)}
     kept = {piece for id, (piece, _, _) in enumerate(model.pieces) if id not in names}
     for id, (piece, score, kind) in enumerate(model.pieces):
         name = names.get(id, piece)

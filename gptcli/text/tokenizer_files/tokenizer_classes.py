@@ -282,7 +282,8 @@ def rebuilt_by(
     if not _CLASSES[name].own_ends:
         made["post_processor"] = state.get("post_processor")
     if "added_tokens_decoder" not in settings:
-        added = {content: id for content, id in added.items() if id not in {token["id"] for token in tokens}}
+        taken = {token["id"] for token in tokens}
+        added = {content: id for content, id in added.items() if id not in taken}
         roles["added_tokens_decoder"] = {
             str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in tokens
         }
@@ -369,7 +370,8 @@ def _without_token_flags(settings: _Json) -> _Json:
         for role in ("extra_special_tokens", "additional_special_tokens")
         if isinstance(settings.get(role), list)
     }
-    names = [*roles.values(), *(name for listed in lists.values() for name in listed)]
+    named = [*roles.values(), *(name for listed in lists.values() for name in listed)]
+    names = {name for name in named if isinstance(name, str)}
     plain = settings | roles | lists
     decoder = settings.get("added_tokens_decoder")
     if isinstance(decoder, dict):

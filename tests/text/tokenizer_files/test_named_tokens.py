@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from gptcli.errors import BrokenTokenizer
 from gptcli.text.tokenizer import Tokenizer
+from gptcli.text.tokenizer_files.named_tokens import Vocabulary, named_tokens, read_settings
+from gptcli.text.tokenizer_files.tokenizer_classes import with_roles
 from tests.tiny import make_tokenizer
 
 LIBRARY = make_tokenizer().to_str()
@@ -137,3 +139,45 @@ def test_ids_of_added_tokens_json_that_contradict_are_refused_by_name(tmp_path: 
 def test_entries_that_are_no_tokens_are_refused(tmp_path: Path, token: Any) -> None:
     with pytest.raises(BrokenTokenizer, match="cannot read"):
         Tokenizer.open(written(tmp_path, tokenizer_config={"added_tokens_decoder": {"304": token}}))
+
+
+def test_an_id_of_thousands_of_digits_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BrokenTokenizer, match="token '1+' of added_tokens_decoder"):
+        Tokenizer.open(written(tmp_path, tokenizer_config={"added_tokens_decoder": {"1" * 5000: {"content": "<new>"}}}))
+
+
+class Counted(str):
+    """A string that counts how often strings are looked up or compared."""
+
+    count = 0
+
+    def __hash__(self) -> int:
+        Counted.count += 1
+        return super().__hash__()
+
+    def __eq__(self, other: object) -> bool:
+        Counted.count += 1
+        return super().__eq__(other)
+
+
+def lookups(size: int) -> int:
+    """How often strings are looked up for so many tokens with ids, and as many listed ones."""
+    with_id, listed = ([Counted(f"<{kind}{index}>") for index in range(size)] for kind in ("id", "listed"))
+    decoder = {str(id): {"content": content, "special": True} for id, content in enumerate(with_id)}
+    settings = {"added_tokens_decoder": decoder, "extra_special_tokens": listed, "eos_token": with_id[0]}
+    vocabulary = Vocabulary(size, {str(content): id for id, content in enumerate(with_id)}.get, {})
+    Counted.count = 0
+    tokens = named_tokens(vocabulary, with_roles("Qwen2Tokenizer", settings), {}, Path("tokenizer.json"))
+    assert tokens is not None and len(tokens) > 2 * size
+    return Counted.count
+
+
+def test_the_work_for_named_tokens_grows_with_their_number_not_with_its_square() -> None:
+    assert lookups(400) < 3 * lookups(200)
+
+
+def test_two_lists_of_special_tokens_are_joined_without_repetition(tmp_path: Path) -> None:
+    first, both = {"content": "<a>", "lstrip": True}, {"lstrip": True, "content": "<a>"}
+    files = {"tokenizer_config": ["<b>", first], "special_tokens_map": [both, "<c>", "<b>"]}
+    path = written(tmp_path, **{name: {"extra_special_tokens": tokens} for name, tokens in files.items()})
+    assert read_settings(path, [])[0]["extra_special_tokens"] == ["<b>", first, "<c>"]

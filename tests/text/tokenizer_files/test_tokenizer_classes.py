@@ -16,7 +16,7 @@ from gptcli.checkpoint.registry import FAMILIES
 from gptcli.text import backend
 from gptcli.text.tokenizer import Tokenizer
 from gptcli.text.tokenizer_files.tokenizer_classes import class_of, is_class
-from gptcli.text.tokenizer_json import built, parse
+from gptcli.text.tokenizer_json import from_state, parse
 from tests.text.tokenizer_kinds import KINDS, texts
 
 BYTE_LEVEL = {"eos_token": "<|end|>", "unk_token": "<|end|>", "bos_token": "<|end|>"}
@@ -118,7 +118,7 @@ def test_a_file_is_opened_once_and_as_it_is_where_its_class_makes_the_same(
 ) -> None:
     opened = list[bytes]()
     monkeypatch.setattr(backend, "parse", lambda data: opened.append(data) or parse(data))
-    monkeypatch.setattr(backend, "built", lambda state: opened.append(b"another") or built(state))
+    monkeypatch.setattr(backend, "from_state", lambda state: opened.append(b"another") or from_state(state))
     path = written(tmp_path, kind, {"model_type": "qwen3"}, BYTE_LEVEL | {"pad_token": pad})
     state = json.loads((path / "tokenizer.json").read_text())
     (path / "tokenizer.json").write_text(json.dumps(state | {"model": state["model"] | options}, indent=1))
