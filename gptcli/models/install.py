@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import InputError, InvalidModel, OutputError, UsageError
-from gptcli.files import MANIFEST, lock, open_regular, open_within
+from gptcli.files import MANIFEST, lock, made_directory, open_regular, open_within
 from gptcli.models.catalog import SCRATCH, find, find_named, first_gguf, install_root, is_name, missing, roots
 
 _ABANDONED_S = 24 * 3600
@@ -41,7 +41,7 @@ def scratch(name: str | None = None) -> Iterator[Path]:
     root = install_root()
     directory = root
     done = name is None
-    with _made(root):
+    with made_directory(root):
         try:
             _sweep(root)
             if name is None:
@@ -66,24 +66,8 @@ def scratch(name: str | None = None) -> Iterator[Path]:
 def one_at_a_time() -> Iterator[None]:
     """Runs the block in one process at a time; others wait. Raises OutputError as `scratch` does."""
     lock = install_root() / ".lock"
-    with _made(lock), _locked(lock, wait=True):
+    with made_directory(lock), _locked(lock, wait=True):
         yield
-
-
-@contextlib.contextmanager
-def _made(directory: Path) -> Iterator[None]:
-    """Makes a directory and its parents; afterwards removes new ones that are empty. Raises OutputError."""
-    new = [path for path in (directory, *directory.parents) if not path.exists()]
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write: {directory}: {error.strerror}") from None
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            for path in new:
-                path.rmdir()
 
 
 def need_space(size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -294,20 +295,20 @@ def _install(name: str, force: bool, quiet: bool, fetch: Callable[[FetchProgress
     else:
         with ProgressLine(quiet=quiet) as activity:
             path = fetch(activity.bytes)
-    StdoutSink().write(f"{path}\n".encode())
+    StdoutSink().write_names(f"{path}\n")
 
 
 def _write_gguf(name: str, file: Path, force: bool, quiet: bool, to: str | None) -> None:
     from gptcli.export.gguf_file import write_model
 
-    if file.exists() and not force:
+    if os.path.exists(file) and not force:
         raise UsageError(f"already there: {file}", hint="--force replaces it")
     lm = LanguageModel(name, ModelFolder.open(_path(name)), RuntimeConfig())
     with ProgressLine(quiet=quiet) as activity:
         progress = partial(activity.bytes, "writing")
         notes = write_model(lm.folder, lm.tokenizer, Path(name).name, file, to=to, on_progress=progress)
         activity.note_leftovers([*lm.notes, *notes])
-    StdoutSink().write(f"{file}\n".encode())
+    StdoutSink().write_names(f"{file}\n")
 
 
 def _file_name(name: str, suffix: str) -> Path:
