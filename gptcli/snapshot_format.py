@@ -72,19 +72,14 @@ class SnapshotFile:
     def read(self) -> tuple[dict[str, Any], memoryview] | None:
         """Header and content; None unless the file is whole and has the key."""
         try:
-            with open_own(self.path) as file:
-                digest, data = file.read(_CHECKSUM), memoryview(file.read())
-        except (OSError, InputError):
+            header, content = _read(self.path)
+        except (OSError, InputError, ValueError):
             return None
-        if hashlib.sha256(data).digest() != digest:
-            return None
-        end = _SIZE + int.from_bytes(data[:_SIZE], "little")
-        header: dict[str, Any] = json.loads(bytes(data[_SIZE:end]))
-        if header["key"] != self.key:
+        if header.get("key") != self.key:
             return None
         with contextlib.suppress(OSError):  # it may be read-only, or just removed
             os.utime(self.path)  # the least recently used are removed first
-        return header, data[end:]
+        return header, content
 
     def write(self, header: dict[str, Any], content: bytes, *, most: int) -> None:
         """Writes the file, and removes all others with its suffix but the `most` last used.
@@ -111,7 +106,19 @@ def models_with_snapshots(suffix: str) -> dict[Path, Path]:
     """The model's directory or GGUF file, by the snapshot with a suffix."""
     found = {}
     for path in snapshot_directory().glob(f"*{suffix}"):
-        with contextlib.suppress(OSError, InputError, ValueError, KeyError), open_own(path) as file:
-            file.seek(_CHECKSUM)
-            found[path] = Path(json.loads(file.read(int.from_bytes(file.read(_SIZE), "little")))["model"])
+        with contextlib.suppress(OSError, InputError, ValueError, KeyError):
+            found[path] = Path(_read(path)[0]["model"])
     return found
+
+
+def _read(path: Path) -> tuple[dict[str, Any], memoryview]:
+    """Header and content. Raises OSError, InputError and ValueError, which also means another version's layout."""
+    with open_own(path) as file:
+        digest, data = file.read(_CHECKSUM), memoryview(file.read())
+    end = _SIZE + int.from_bytes(data[:_SIZE], "little")
+    if hashlib.sha256(data).digest() != digest or end > len(data):
+        raise ValueError("damaged")
+    header = json.loads(bytes(data[_SIZE:end]))
+    if not isinstance(header, dict):
+        raise ValueError("no header")
+    return header, data[end:]

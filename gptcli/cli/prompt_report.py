@@ -7,8 +7,6 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Unpack
 
-import psutil
-
 from gptcli.cli.json_records import json_line
 from gptcli.cli.model_facts import doubled_bos, has_template, sampling_facts, stop_sources, weight_bytes
 from gptcli.cli.options import OutputOptions
@@ -19,6 +17,7 @@ from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.terminal.tables import print_records, spelled
 from gptcli.cli.terminal.token_flow import TokenFlow, grouped, spell
 from gptcli.language_model import LanguageModel
+from gptcli.runtime.resource_limits import available_memory
 from gptcli.settings import SamplingConfig, StopConfig
 from gptcli.text.chat_templates.chat_template import ChatTemplate, Switches
 from gptcli.text.messages import Message
@@ -96,7 +95,7 @@ def _report(
         "bytes": {
             **weight_bytes(lm),
             "cache_in_fp32": lm.folder.architecture.config.cache_bytes(context, 4),
-            "free_now": psutil.virtual_memory().available,
+            "free_now": available_memory(),
         },
         "notes": [*map(str, lm.notes), *_notes(lm, prompt, stopping, wanted)],
     }

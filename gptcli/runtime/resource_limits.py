@@ -8,13 +8,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import psutil
-
 from gptcli.errors import OutOfMemory
 
 _MMAP_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -4, -3, -1  # of glibc's mallopt
 _CGROUP = Path("/sys/fs/cgroup")
 _CPU_MAX = _CGROUP / "cpu.max"  # microseconds of CPU time, and their period
+_MEMORY = Path("/proc/meminfo")
 
 # Address space for importing torch, measured on 2.13 for CPUs. With less, its libraries abort the process.
 _TORCH_BYTES = 640 << 20
@@ -31,7 +30,18 @@ def cpu_limit() -> int:
 
 def free_memory() -> int:
     """Bytes of main memory that are free for the process."""
-    return min(int(psutil.virtual_memory().available), _memory_limit(), free_address_space())
+    return min(available_memory(), _memory_limit(), free_address_space())
+
+
+def available_memory() -> int:
+    """Bytes of main memory that programs can have without swapping."""
+    try:
+        fields = dict(line.split(":") for line in _MEMORY.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) << 10
+    except (OSError, ValueError, KeyError):  # not Linux
+        import psutil  # a tenth of a start
+
+        return int(psutil.virtual_memory().available)
 
 
 def _memory_limit() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -200,15 +201,15 @@ def test_a_setting_that_compiled_code_does_not_know_is_sampled_in_torch(model: P
     assert not is_fast(lm)
 
 
-def test_the_second_run_needs_no_torch(tmp_path: Path) -> None:
+def test_the_second_run_needs_neither_torch_nor_pydantic(tmp_path: Path) -> None:
     given = ["-m", str(make_model(tmp_path / "tiny")), "-t", "0", "--device", "cpu", "In a small", "-n", "20"]
     code = (
         "import sys\nfrom gptcli.cli.app import run\n"
-        f"print(run([*sys.argv[1:], *{given!r}]), 'torch' in sys.modules, file=sys.stderr)"
+        f"print(run([*sys.argv[1:], *{given!r}]), *{{'torch', 'pydantic'}} & set(sys.modules), file=sys.stderr)"
     )
     commands = (["generate", "--chat"], ["generate", "--chat"], ["chat"])
     runs = [subprocess.run([sys.executable, "-c", code, *command], capture_output=True) for command in commands]
-    assert [run.stderr.splitlines()[-1] for run in runs] == [b"0 True", b"0 False", b"0 False"]
+    assert [run.stderr.splitlines()[-1] for run in runs] == [b"0 torch", b"0", b"0"]
     assert runs[0].stdout == runs[1].stdout == runs[2].stdout != b""
 
 
@@ -273,6 +274,11 @@ def replace_snapshot(make: Callable[[Path], object]) -> None:
     make(path)
 
 
+def write_another_layout(path: Path) -> None:
+    text = b'{"key":{}}'
+    path.write_bytes(hashlib.sha256(text).digest() + text)
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "a bit of the header": lambda model: flip(snapshot_path(), 200),
     "the first weight": lambda model: flip(weights_path(), 0),
@@ -286,6 +292,7 @@ CHANGES = DAMAGE | {
     "the model's weights": touch_weights,
     "the model's config": touch_config,
     "no weights": lambda model: weights_path().unlink(),
+    "another layout": lambda model: replace_snapshot(write_another_layout),
     "others may write": lambda model: snapshot_path().chmod(0o666),
     "others may write weights": lambda model: weights_path().chmod(0o666),
     "a pipe": lambda model: replace_snapshot(os.mkfifo),
@@ -465,10 +472,15 @@ def test_what_is_kept_is_listed_and_deleted(model: Path, cli: Cli) -> None:
     assert record["model"] == str(model)
     assert record["size"] == weights_path().stat().st_size + snapshot_path().stat().st_size
     assert record["content"] == "weights in fp32"
-    snapshot_path().with_name("old.snapshot").write_bytes(b"abc")  # of an older version, perhaps
-    left_over, record = sorted(cli("cache", "--json").records, key=lambda record: record["size"])
-    assert (left_over["content"], left_over["model"], left_over["size"]) == ("left over", "", 3)
-    assert cli("cache", "--clear", "--json").json == {"deleted_bytes": record["size"] + 3}
+    folder = snapshot_path().parent
+    for name in ("old.snapshot", "old.tokenizer", "old.header"):
+        write_another_layout(folder / name)
+    (folder / "damaged.snapshot").write_bytes(b"abc")
+    *left_over, record = sorted(cli("cache", "--json").records, key=lambda record: record["size"])
+    assert [(each["content"], each["model"], each["size"]) for each in left_over] == [
+        ("left over", "", size) for size in (3, 42, 42, 42)
+    ]
+    assert cli("cache", "--clear", "--json").json == {"deleted_bytes": record["size"] + 3 + 3 * 42}
     assert cli("cache", "--json").out == b""
     assert not has_snapshot(model)
 

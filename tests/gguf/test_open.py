@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import struct
 from dataclasses import replace
@@ -75,7 +76,8 @@ def test_a_changed_file_has_another_fingerprint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", ["the file", "the program", "what is kept", "who may write", "switched off", "removed"]
+    "change",
+    ["the file", "the program", "what is kept", "its layout", "who may write", "switched off", "removed"],
 )
 def test_what_is_kept_of_a_file_is_used_only_while_nothing_has_changed(
     change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -93,6 +95,10 @@ def test_what_is_kept_of_a_file_is_used_only_while_nothing_has_changed(
         case "what is kept":
             data = kept.read_bytes()
             kept.write_bytes(data.replace(b'"rope_theta":10000.0', b'"rope_theta":90000.0'))
+        case "its layout":
+            json_alone = b'{"key":{}}'
+            kept.write_bytes(hashlib.sha256(json_alone).digest() + json_alone)
+            assert [each.content for each in stored_snapshots()] == ["left over"]
         case "who may write":
             kept.chmod(0o622)
         case "switched off":

@@ -3,8 +3,10 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -194,6 +196,18 @@ def test_threads_are_no_more_than_the_control_group_allows(
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     plan_for(ModelFolder.open(tiny_model), RuntimeConfig())
     assert chosen == [threads]
+
+
+@pytest.mark.parametrize("text", [None, "", "MemTotal: 5 kB", "MemAvailable: x"])
+def test_memory_is_what_psutil_says_where_linux_does_not(
+    text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert abs(resource_limits.available_memory() / psutil.virtual_memory().available - 1) < 0.3
+    monkeypatch.setattr(resource_limits, "_MEMORY", tmp_path / "meminfo")
+    if text is not None:
+        (tmp_path / "meminfo").write_text(text)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=12345))
+    assert resource_limits.available_memory() == 12345
 
 
 def test_threads_are_what_was_asked_for(tiny_model: Path) -> None:

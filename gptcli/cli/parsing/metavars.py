@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from gptcli.cli.parsing.plain_values import with_plain_values
 from gptcli.cli.terminal.columns import terminal_columns
 
 _FRAMED = 72  # columns that the help with frames needs
@@ -37,6 +38,10 @@ def value_name(annotation: Any) -> str:
 class Command(TyperCommand):
     """A command whose help names values as `value_name` does."""
 
+    def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]  # of click's own
+        """All parameters, `--help` too."""
+        return with_plain_values(super().get_params(ctx))
+
     def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]  # of click's own
         """Writes the help."""
         _fit_to_terminal(self, ctx, formatter)
@@ -53,6 +58,10 @@ class Command(TyperCommand):
 
 class Group(TyperGroup):
     """The same for a group of commands."""
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]  # of click's own
+        """All parameters, `--help` too."""
+        return with_plain_values(super().get_params(ctx))
 
     def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]  # of click's own
         """Writes the help."""

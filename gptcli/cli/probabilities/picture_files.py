@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gptcli.cli.probabilities.picture_content import Passage
 from gptcli.cli.probabilities.shaded_tokens import ShadedToken, shaded_groups
 from gptcli.errors import UsageError
 from gptcli.files import output_file, written_whole
+
+if TYPE_CHECKING:
+    from gptcli.cli.probabilities.picture_content import Passage
 
 _ALTERNATIVES = 5  # at each position, unless another number was asked for
 
@@ -43,6 +46,8 @@ class PictureFiles:
     ) -> None:
         """Adds a passage. lead: unshaded text before its tokens."""
         if self.wanted:
+            from gptcli.cli.probabilities.picture_content import Passage
+
             self._passages.append(Passage(title, list(shaded_groups(tokens)), figures, lead))
 
     def write(self, title: str) -> None:

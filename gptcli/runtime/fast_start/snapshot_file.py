@@ -14,6 +14,7 @@ A snapshot is used only if its key is the wanted one and both files are whole.
 from __future__ import annotations
 
 import base64
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -22,8 +23,9 @@ from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
 from threading import Thread
-from typing import IO, Any, TypeAlias, cast
+from typing import IO, Any, TypeAlias
 
+from gptcli.errors import InputError
 from gptcli.files import open_own, replaced
 from gptcli.kernels.bindings import CacheKind, Checksum, Functions, Matrix, Op, Rotation
 from gptcli.kernels.memory import Memory
@@ -33,6 +35,7 @@ Header: TypeAlias = dict[str, Any]
 
 WEIGHTS = ".weights"  # how the name of such a file ends
 _ALIGNED = 64
+_FIELDS = {"key", "dtype", "size", "checksum"}  # what is read of a snapshot whose key may differ
 _POINTERS = [name for name, kind, *_ in Op._fields_ if kind is ctypes.c_void_p]
 
 
@@ -231,12 +234,16 @@ def read(
 
 
 def read_header(path: Path) -> Header:
-    """The header in a file. Raises DamagedSnapshot, InputError and OSError."""
+    """The header in a file. Raises DamagedSnapshot, OSError, and InputError for another version's layout too."""
     with open_own(path) as file:
         digest, encoded = file.read(32), file.read()
     if hashlib.sha256(encoded).digest() != digest:
         raise DamagedSnapshot
-    return cast("Header", json.loads(encoded))
+    with contextlib.suppress(ValueError):
+        header = json.loads(encoded)
+        if isinstance(header, dict) and header.keys() >= _FIELDS:
+            return header
+    raise InputError(f"not a snapshot of this version: {path}")
 
 
 def has_weights(path: Path, header: Header) -> bool:
