@@ -183,10 +183,11 @@ def output_file(path: Path, inputs: Iterable[Path] = ()) -> Path:
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path, *, new: bool = False) -> Iterator[Path]:
     """A file beside `path` to write: replaces `path` if the block ends well, else is deleted.
 
-    A link is followed. Raises OutputError as `output_file` does, and for what the system refuses.
+    A link is followed. new: a file that another process made meanwhile is not replaced. Raises OutputError as
+    `output_file` does, for such a file, and for what the system refuses.
     """
     path = output_file(path)
     draft: Path | None = None
@@ -197,7 +198,10 @@ def written_whole(path: Path) -> Iterator[Path]:
         os.fchmod(descriptor, 0o666 & ~_umask())
         os.close(descriptor)
         yield draft
-        draft.replace(path)
+        with waited_lock(path.parent) if new else contextlib.nullcontext():
+            if new and os.path.lexists(path):
+                raise made_meanwhile(path)
+            draft.replace(path)
     except OSError as error:
         raise OutputError(f"cannot write: {path}: {error.strerror or error}") from None
     finally:
@@ -242,6 +246,25 @@ def lock(descriptor: int, *, wait: bool = False) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def waited_lock(directory: Path) -> Iterator[None]:
+    """Runs the block in one process at a time for a directory; others wait. On Windows none does."""
+    if os.name == "nt":  # cannot open directories
+        yield
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        lock(descriptor, wait=True)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def made_meanwhile(path: Path) -> OutputError:
+    """The error for what was not there when a command began."""
+    return OutputError(f"cannot write: {path}: another process made it meanwhile", "--force replaces it")
 
 
 class NotJson(BrokenCheckpoint):

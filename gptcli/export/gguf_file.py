@@ -61,9 +61,11 @@ def write_model(
     file: Path,
     *,
     to: str | None = None,
+    new: bool = False,
     on_progress: Progress = lambda done, total: None,
 ) -> list[Note]:
     """Writes a GGUF file, whole or not at all. to: a key of ROUNDINGS; None keeps every value.
+    new: a file that another process made meanwhile is not replaced.
 
     Returns notes for those who read the file. Raises UnsupportedArchitecture or BrokenTokenizer for what files cannot
     have, BrokenCheckpoint, OutputError, and UsageError for a file of the model.
@@ -77,7 +79,7 @@ def write_model(
     shapes = {target.name: target.shape for target in plan.targets}
     _need_space(file, plan, folder, to)
     expanded: set[str] = set()
-    with _RawSource(folder) as source, written_whole(file) as draft:
+    with _RawSource(folder) as source, written_whole(file, new=new) as draft:
         blocks = _blocks(plan, folder, source, to, expanded, on_progress)
         write_gguf(draft, plan.fields, {**shapes, **{name: each.shape for name, each in plan.factors.items()}}, blocks)
     if expanded:

@@ -134,7 +134,9 @@ def pull(
     def fetch(on_progress: FetchProgress) -> Path:
         if name == DEFAULT_MODEL and revision is None and new_name is None and file is None:
             return pull_default(on_progress)
-        return pull_hub(name, revision, on_progress, name=new_name, pattern=file, check=_check, on_note=notes.append)
+        return pull_hub(
+            name, revision, on_progress, name=new_name, pattern=file, check=_check, on_note=notes.append, replace=force
+        )
 
     _install(new_name or name, force, quiet, fetch)
     for note in () if quiet else notes:
@@ -152,7 +154,7 @@ def import_(
     from gptcli.models.pull import import_gguf
 
     name = name or file.stem.lower()
-    _install(name, force, quiet, partial(import_gguf, file, name, check=_check))
+    _install(name, force, quiet, partial(import_gguf, file, name, check=_check, replace=force))
 
 
 @app.command(cls=Command)
@@ -202,7 +204,7 @@ def quantize(
             _check(target)
 
         source = {"quantized": name, "to": to, "of": fingerprint(folder.path)}
-        return install_whole(new_name, quantized_size(folder, to), fill, source)
+        return install_whole(new_name, quantized_size(folder, to), fill, source, replace=force)
 
     _install(new_name, force, quiet, write)
 
@@ -235,7 +237,7 @@ def merge(
             _check(target)
 
         source = {"merged": name, "adapters": list(lm.runtime.adapter), "of": lm.fingerprint}
-        return install_whole(new_name, 4 * lm.folder.parameter_count, fill, source)
+        return install_whole(new_name, 4 * lm.folder.parameter_count, fill, source, replace=force)
 
     _install(new_name, force, quiet, write)
 
@@ -306,7 +308,7 @@ def _write_gguf(name: str, file: Path, force: bool, quiet: bool, to: str | None)
     lm = LanguageModel(name, ModelFolder.open(_path(name)), RuntimeConfig())
     with ProgressLine(quiet=quiet) as activity:
         progress = partial(activity.bytes, "writing")
-        notes = write_model(lm.folder, lm.tokenizer, Path(name).name, file, to=to, on_progress=progress)
+        notes = write_model(lm.folder, lm.tokenizer, Path(name).name, file, to=to, new=not force, on_progress=progress)
         activity.note_leftovers([*lm.notes, *notes])
     StdoutSink().write_names(f"{file}\n")
 
