@@ -30,6 +30,12 @@ def test_settings_of_another_type_are_refused_with_their_event(cli: Cli, model: 
     cli("chat", "-m", model, "--session", "odd", "-n", "2", "hello").fails(4, "gptcli: error: not a session: event 2: ")
 
 
+def test_a_number_of_another_type_is_refused_with_its_event(cli: Cli, model: Path) -> None:
+    question = {"type": "message", "role": "user", "content": "hi"}
+    stored(question, {"type": "message", "role": "assistant", "content": "ho", "hidden": 0.0})
+    cli("chat", "-m", model, "--session", "odd", "-n", "2", "hello").fails(4, "gptcli: error: not a session: event 3: ")
+
+
 @pytest.mark.parametrize("option", [[], ["--json"]], ids=str)
 def test_half_a_surrogate_pair_does_not_keep_a_session_from_the_list(cli: Cli, option: list[str]) -> None:
     stored({"type": "message", "role": "user", "content": "a \ud800 b"})
