@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -26,14 +27,31 @@ class Killed(BaseException):
 
 
 def resend(ignored: sys.UnraisableHookArgs) -> None:
-    """For `sys.unraisablehook`: a signal in a destructor, where no exception gets out, is sent again soon after."""
+    """For `sys.unraisablehook`: a signal in a destructor is sent again soon after.
+
+    No exception gets out of a destructor, nor of this function.
+    """
     if isinstance(ignored.exc_value, Killed | KeyboardInterrupt):
         signum = ignored.exc_value.signum if isinstance(ignored.exc_value, Killed) else signal.SIGINT
-        timer = threading.Timer(0.01, os.kill, (os.getpid(), signum))
+
+        def send() -> None:
+            while any(frame.f_code is resend.__code__ for frame in _main_frames()):
+                time.sleep(0.01)
+            os.kill(os.getpid(), signum)
+
+        timer = threading.Timer(0.01, send)
         timer.daemon = True
         timer.start()
     else:
         sys.__unraisablehook__(ignored)
+
+
+def _main_frames() -> Iterator[FrameType]:
+    """What the main thread runs, innermost first."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 def die_by(signum: int) -> NoReturn:

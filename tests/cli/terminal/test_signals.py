@@ -56,10 +56,11 @@ def test_a_signal_during_a_text_ends_the_run_and_keeps_the_text(started: subproc
     assert set(out.split()) <= {b"text"} and not out.endswith(b"\n")
 
 
+@pytest.mark.parametrize("load", ["", "busy machine"])
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_in_a_destructor_ends_the_run_in_silence(signum: int) -> None:
+def test_a_signal_in_a_destructor_ends_the_run_in_silence(signum: int, load: str) -> None:
     code = f"""
-import os, signal, sys, time
+import os, signal, sys, threading, time
 from gptcli import __main__
 from gptcli.cli import app
 
@@ -73,6 +74,13 @@ def run(arguments):
     Dying()
     time.sleep(9)
 
+class LateTimer(threading.Timer):  # whose caller waits long for its turn on a busy machine
+    def start(self):
+        super().start()
+        time.sleep(0.1)
+
+if {load!r}:
+    threading.Timer = LateTimer
 app.run = run
 __main__.main()
 """
