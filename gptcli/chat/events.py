@@ -6,6 +6,7 @@ conversation.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,6 +76,7 @@ class History:
             case "system":
                 self.system = None if event["content"] is None else _text(event["content"])
             case "settings":
+                _text(json.dumps(event["settings"], ensure_ascii=False))
                 self.settings = ChatSettings.from_record(event["settings"])
                 if event.get("seeds"):
                     self.seeded = self.replies

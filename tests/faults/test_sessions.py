@@ -22,7 +22,8 @@ def stored(*events: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"stop": [7]}, {"stop": 7}, {"stop": [""]}, {"temperature": "hot"}, {"logit_bias": [[1, 2], [3]]}, {"mood": 1}],
+    [{"stop": [7]}, {"stop": 7}, {"stop": [""]}, {"temperature": "hot"}, {"logit_bias": [[1, 2], [3]]}, {"mood": 1}]
+    + [{"stop": ["\ud800"]}],
     ids=str,
 )
 def test_settings_of_another_type_are_refused_with_their_event(cli: Cli, model: Path, settings: object) -> None:
