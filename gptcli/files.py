@@ -8,13 +8,13 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
-from gptcli.errors import BrokenCheckpoint, GptcliError, InputError, OutputError
+from gptcli.errors import BrokenCheckpoint, GptcliError, InputError, OutputError, UsageError
 from gptcli.model_notes import Note
 
 MANIFEST = "gptcli.json"  # in a fetched model's directory: its origin and its files' checksums
@@ -160,28 +160,69 @@ def _is_ordinary(target: Path) -> bool:
     return target.is_file() and not str(target).startswith(("/proc/", "/sys/", "/dev/"))
 
 
+def output_file(path: Path, inputs: Iterable[Path] = ()) -> Path:
+    """Where a file to write is, links followed. Nothing is made yet.
+
+    Raises OutputError for a directory, device or pipe, and for a name or a place where no file can be; and UsageError
+    for the file of an input.
+    """
+    target = Path(os.path.realpath(path))
+    if not os.path.isdir(target.parent):
+        raise OutputError(f"cannot write: {path}: {target.parent} is not a directory")
+    try:
+        there = target.stat()
+    except FileNotFoundError:
+        return target
+    except OSError as error:
+        raise OutputError(f"cannot write: {path}: {error.strerror}") from None
+    if not stat.S_ISREG(there.st_mode):
+        raise OutputError(f"cannot write: {path}: it is not a regular file")
+    if any(os.path.exists(each) and os.path.samestat(each.stat(), there) for each in inputs):
+        raise UsageError(f"this would replace an input: {path}")
+    return target
+
+
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path, *, new: bool = False) -> Iterator[Path]:
     """A file beside `path` to write: replaces `path` if the block ends well, else is deleted.
 
-    A link is followed. Raises OutputError for what the system refuses, and for a device or a pipe.
+    A link is followed. new: a file that another process made meanwhile is not replaced. Raises OutputError as
+    `output_file` does, for such a file, and for what the system refuses.
     """
-    path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
-        raise OutputError(f"cannot write: {path}: it is not a regular file")
+    path = output_file(path)
     draft: Path | None = None
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:80]}-", suffix=UNFINISHED, dir=path.parent)
+        # A name has 255 bytes at most, a character up to four.
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:50]}-", suffix=UNFINISHED, dir=path.parent)
         draft = Path(name)
         os.fchmod(descriptor, 0o666 & ~_umask())
         os.close(descriptor)
         yield draft
-        draft.replace(path)
+        with waited_lock(path.parent) if new else contextlib.nullcontext():
+            if new and os.path.lexists(path):
+                raise made_meanwhile(path)
+            draft.replace(path)
     except OSError as error:
         raise OutputError(f"cannot write: {path}: {error.strerror or error}") from None
     finally:
         if draft is not None:
             draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def made_directory(directory: Path) -> Iterator[None]:
+    """Makes a directory and its parents; afterwards removes new ones that are empty. Raises OutputError."""
+    new = [path for path in (directory, *directory.parents) if not path.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write: {directory}: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for path in new:
+                path.rmdir()
 
 
 def _umask() -> int:
@@ -205,6 +246,25 @@ def lock(descriptor: int, *, wait: bool = False) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def waited_lock(directory: Path) -> Iterator[None]:
+    """Runs the block in one process at a time for a directory; others wait. On Windows none does."""
+    if os.name == "nt":  # cannot open directories
+        yield
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        lock(descriptor, wait=True)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def made_meanwhile(path: Path) -> OutputError:
+    """The error for what was not there when a command began."""
+    return OutputError(f"cannot write: {path}: another process made it meanwhile", "--force replaces it")
 
 
 class NotJson(BrokenCheckpoint):

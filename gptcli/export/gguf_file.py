@@ -24,7 +24,7 @@ from gptcli.export.ggml_rounding import block_columns
 from gptcli.export.gguf_fields import gguf_config
 from gptcli.export.gguf_tensors import Target, architecture_name, targets_of
 from gptcli.export.gguf_tokenizer import tokenizer_fields, tokenizer_notes
-from gptcli.files import written_whole
+from gptcli.files import called_gguf, output_file, written_whole
 from gptcli.gguf.blocks import BLOCKS
 from gptcli.gguf.families.registry import ARCHITECTURES
 from gptcli.gguf.model_tensor import Edit
@@ -61,21 +61,25 @@ def write_model(
     file: Path,
     *,
     to: str | None = None,
+    new: bool = False,
     on_progress: Progress = lambda done, total: None,
 ) -> list[Note]:
     """Writes a GGUF file, whole or not at all. to: a key of ROUNDINGS; None keeps every value.
+    new: a file that another process made meanwhile is not replaced.
 
     Returns notes for those who read the file. Raises UnsupportedArchitecture or BrokenTokenizer for what files cannot
-    have, BrokenCheckpoint, and OutputError.
+    have, BrokenCheckpoint, OutputError, and UsageError for a file of the model.
     """
-    if not file.parent.is_dir():
-        raise OutputError(f"cannot write: {file}: {file.parent} is not a directory")
+    inputs = {tensor.file for tensor in folder.tensors.values()}
+    if not folder.is_gguf:
+        inputs.update(each for each in folder.path.iterdir() if not called_gguf(each.name))
+    output_file(file, inputs)
     plan = _planned(folder, tokenizer, name)
     notes = list(plan.notes)
     shapes = {target.name: target.shape for target in plan.targets}
     _need_space(file, plan, folder, to)
     expanded: set[str] = set()
-    with _RawSource(folder) as source, written_whole(file) as draft:
+    with _RawSource(folder) as source, written_whole(file, new=new) as draft:
         blocks = _blocks(plan, folder, source, to, expanded, on_progress)
         write_gguf(draft, plan.fields, {**shapes, **{name: each.shape for name, each in plan.factors.items()}}, blocks)
     if expanded:

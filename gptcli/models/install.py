@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import InputError, InvalidModel, OutputError, UsageError
-from gptcli.files import MANIFEST, lock, open_regular, open_within
+from gptcli.files import MANIFEST, lock, made_directory, made_meanwhile, open_regular, open_within, waited_lock
 from gptcli.models.catalog import SCRATCH, find, find_named, first_gguf, install_root, is_name, missing, roots
 
 _ABANDONED_S = 24 * 3600
@@ -41,7 +41,7 @@ def scratch(name: str | None = None) -> Iterator[Path]:
     root = install_root()
     directory = root
     done = name is None
-    with _made(root):
+    with made_directory(root):
         try:
             _sweep(root)
             if name is None:
@@ -66,24 +66,8 @@ def scratch(name: str | None = None) -> Iterator[Path]:
 def one_at_a_time() -> Iterator[None]:
     """Runs the block in one process at a time; others wait. Raises OutputError as `scratch` does."""
     lock = install_root() / ".lock"
-    with _made(lock), _locked(lock, wait=True):
+    with made_directory(lock), waited_lock(lock):
         yield
-
-
-@contextlib.contextmanager
-def _made(directory: Path) -> Iterator[None]:
-    """Makes a directory and its parents; afterwards removes new ones that are empty. Raises OutputError."""
-    new = [path for path in (directory, *directory.parents) if not path.exists()]
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write: {directory}: {error.strerror}") from None
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            for path in new:
-                path.rmdir()
 
 
 def need_space(size: int) -> None:
@@ -106,18 +90,21 @@ def _checksum(file: BufferedReader) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def install(directory: Path, name: str, source: dict[str, Any]) -> Path:
+def install(directory: Path, name: str, source: dict[str, Any], *, replace: bool = True) -> Path:
     """Moves a finished directory to the models, replacing one of the same name. Returns its new path.
 
-    source: its origin, which is recorded with the files' checksums.
+    source: its origin, which is recorded with the files' checksums. Without `replace`, raises OutputError if another
+    process installed one of this name meanwhile.
     """
     checksums = {file.name: sha256(file) for file in sorted(directory.iterdir()) if file.is_file()}
     record = {"source": source, "sha256": checksums}
     (directory / MANIFEST).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     directory.chmod(0o755)  # a temporary directory is private
     target = install_root() / name
-    with _locked(install_root(), wait=True), scratch() as aside:
+    with waited_lock(install_root()), scratch() as aside:
         check_name(name)
+        if not replace and os.path.lexists(target):
+            raise made_meanwhile(target)
         target.parent.mkdir(exist_ok=True)
         replaced = aside / "replaced"
         if target.exists():
@@ -131,7 +118,9 @@ def install(directory: Path, name: str, source: dict[str, Any]) -> Path:
     return target
 
 
-def install_whole(name: str, size: int, fill: Callable[[Path], None], source: dict[str, Any]) -> Path:
+def install_whole(
+    name: str, size: int, fill: Callable[[Path], None], source: dict[str, Any], *, replace: bool = True
+) -> Path:
     """Installs a model of about `size` bytes that `fill` writes to a directory. Raises as `install` and `fill` do."""
     check_name(name)
     with scratch() as directory:
@@ -139,7 +128,7 @@ def install_whole(name: str, size: int, fill: Callable[[Path], None], source: di
         model = directory / "model"
         model.mkdir()
         fill(model)
-        return install(model, name, source)
+        return install(model, name, source, replace=replace)
 
 
 def remove(name: str) -> Path:
@@ -178,14 +167,14 @@ def changed_files(model: Path, record: dict[str, Any]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _locked(directory: Path, *, wait: bool = False) -> Iterator[None]:
-    """Locks a directory. If another process has locked it, waits or raises OutputError."""
+def _locked(directory: Path) -> Iterator[None]:
+    """Locks a directory. Raises OutputError if another process has locked it."""
     if os.name == "nt":  # cannot open directories
         yield
         return
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        if not lock(descriptor, wait=wait):
+        if not lock(descriptor):
             raise OutputError(f"cannot write: {directory}: another process is fetching the same model")
         yield
     finally:

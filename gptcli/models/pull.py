@@ -55,8 +55,10 @@ def pull_default(on_progress: FetchProgress) -> Path:
             ) from None
 
 
-def import_gguf(file: Path, name: str, on_progress: FetchProgress, check: Check = lambda model: None) -> Path:
-    """Converts a local GGUF file and installs it under a name. Raises what `convert` and `check` raise."""
+def import_gguf(
+    file: Path, name: str, on_progress: FetchProgress, check: Check = lambda model: None, *, replace: bool = True
+) -> Path:
+    """Converts a local GGUF file and installs it under a name. Raises what `convert`, `check` and `install` raise."""
     check_name(name)
     checksum, before = sha256(file), identity(file)
 
@@ -66,7 +68,7 @@ def import_gguf(file: Path, name: str, on_progress: FetchProgress, check: Check 
             raise InputError(f"cannot read: {file}: another process has changed it meanwhile", "try again")
         check(model)
 
-    return install_whole(name, 2 * file.stat().st_size, fill, {"file": file.name, "sha256": checksum})
+    return install_whole(name, 2 * file.stat().st_size, fill, {"file": file.name, "sha256": checksum}, replace=replace)
 
 
 def pull_hub(
@@ -78,6 +80,7 @@ def pull_hub(
     pattern: str | None = None,
     check: Check = lambda model: None,
     on_note: Callable[[str], None] = lambda note: None,
+    replace: bool = True,
 ) -> Path:
     """Fetches, or resumes fetching, a model's JSON, tokenizer, template and weights from the Hugging Face hub.
 
@@ -120,7 +123,7 @@ def pull_hub(
         if len(whole) == 1:  # a variant may be called otherwise
             (directory / whole[0]).rename(directory / "model.safetensors")
         check(directory)
-        return install(directory, name, {"hub": repository, "revision": info.sha})
+        return install(directory, name, {"hub": repository, "revision": info.sha}, replace=replace)
 
 
 def _check_hash(repository: str, file: Path, listed: RepoSibling) -> bool:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gptcli.errors import OutputError
-from gptcli.files import UNFINISHED, lock, read_json, written_whole
+from gptcli.files import UNFINISHED, lock, made_directory, read_json, written_whole
 from gptcli.training.parallel.data_parallel import Processes
 
 _KEPT = 2
@@ -47,16 +47,16 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Makes the directory; no other process trains there within the block."""
-        with output_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            if not lock(descriptor):
-                raise OutputError(f"cannot write: {self.path}: another process trains there")
-            yield
-        finally:
-            os.close(descriptor)
+        """Makes the directory, which stays unless it is empty; no other process trains there within the block."""
+        with made_directory(self.path):
+            with output_errors(self.path):
+                descriptor = os.open(self.path, os.O_RDONLY)
+            try:
+                if not lock(descriptor):
+                    raise OutputError(f"cannot write: {self.path}: another process trains there")
+                yield
+            finally:
+                os.close(descriptor)
 
     @property
     def record(self) -> dict[str, Any] | None:

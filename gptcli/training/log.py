@@ -90,7 +90,7 @@ def _curve(losses: Sequence[tuple[float, float]], held_out: Sequence[tuple[float
         grid += f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{loss:.2f}</text>'
         x, _ = point(last * tick / ticks, low)
         grid += f'<text x="{x:.1f}" y="{_HEIGHT - 24}" text-anchor="middle">{round(last * tick / ticks)}</text>'
-    safe = title.replace("&", "&amp;").replace("<", "&lt;")
+    safe = "".join(each if each.isprintable() else "?" for each in title).replace("&", "&amp;").replace("<", "&lt;")
     legend = f'<text x="{_LEFT}" y="24">{safe}: loss a step, and held-out loss (bold), in nats a token</text>'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH:g}" height="{_HEIGHT:g}" '

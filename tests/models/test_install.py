@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gptcli.errors import ModelNotFound, OutputError, UsageError
-from gptcli.files import MANIFEST
+from gptcli.files import MANIFEST, written_whole
 from gptcli.models import install as module
 from gptcli.models.catalog import find, install_root, local_models
 from gptcli.models.install import changed_files, install, one_at_a_time, remove, scratch
@@ -21,13 +21,13 @@ from tests.gguf.tiny_gguf import write_gguf
 from tests.models.conftest import silent
 
 
-def put(name: str, text: str = "{}") -> Path:
+def put(name: str, text: str = "{}", *, replace: bool = True) -> Path:
     """Installs a model of one file."""
     with scratch() as directory:
         model = directory / "model"
         model.mkdir()
         (model / "config.json").write_text(text)
-        return install(model, name, {"file": "a test"})
+        return install(model, name, {"file": "a test"}, replace=replace)
 
 
 def contents(root: Path) -> list[str]:
@@ -52,6 +52,19 @@ def test_a_failure_leaves_no_directory(tmp_path: Path, monkeypatch: pytest.Monke
         raise ModelNotFound("no network")
     assert not root.parent.exists()
     assert put("name").parent == root
+
+
+def test_what_another_process_made_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    first = put("name", '{"first": 1}', replace=False)
+    with pytest.raises(OutputError, match="another process made it meanwhile"):
+        put("name", "{}", replace=False)
+    assert (first / "config.json").read_text() == '{"first": 1}'
+    with pytest.raises(OutputError, match="another process made it meanwhile"):
+        with written_whole(tmp_path / "file", new=True) as draft:
+            draft.write_text("second")
+            (tmp_path / "file").write_text("first")
+    assert [each.name for each in tmp_path.glob("*file*")] == ["file"]
+    assert (tmp_path / "file").read_text() == "first"
 
 
 def test_a_model_of_the_same_name_is_replaced_whole() -> None:

@@ -23,7 +23,7 @@ _BEGINNING = re.compile(
     rb'(?:"custom_id": "[^"\\]*(?:\\.[^"\\]*)*", "response": '
     rb'\{"status_code": 200, "request_id": "req_\d+_[0-9a-f]+_?([0-9a-f]*)", )?'
 )
-_END = b', "error": null}\n'
+_FIRST, _END = b'{"id": "batch_req_', b', "error": null}\n'
 
 
 def line_id(line: InputLine) -> str:
@@ -116,6 +116,8 @@ class AnswersFile:
         with open(self._path, "rb") as file:
             for line in file:
                 if not line.endswith(b"\n"):
+                    if line[: len(_FIRST)] != _FIRST[: len(line)]:  # somebody else's only line, say
+                        raise self._of_no_batch()
                     return
                 if (match := _BEGINNING.match(line)) is None:
                     raise self._of_no_batch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -103,10 +104,10 @@ def batch(
         raise UsageError("--retry-failed needs a file with answers: -o FILE")
     if is_table(file) and what.prompt is None:
         raise UsageError("a CSV file needs --prompt, with {name} where a column's text goes")
-    if str(file) != "-" and not file.exists():
+    if str(file) != "-" and not os.path.exists(file):
         raise InputError(f"cannot open: {file}: No such file or directory")
-    if str(file) != "-" and file.exists() and what.out.exists() and file.samefile(what.out):
-        raise UsageError(f"the answers would go to the file of the requests: {file}")
+    if os.path.exists(file) and os.path.exists(what.out) and file.samefile(what.out):
+        raise UsageError(f"this would replace an input: {file}")
     stop = stopping.config()
     settings = BatchSettings(
         options=given

@@ -73,7 +73,8 @@ def generate(
         tools=ChatSettings(**(tools.given(run.decoding) if prompts.chat else {})),
     )
     said = [] if messages is None else read_messages(messages, run.decoding)
-    pictures = PictureFiles(output.html, output.svg)
+    inputs = [file for file in (prompts.file, messages) if file is not None]
+    pictures = PictureFiles(output.html, output.svg, inputs)
     system = run.system()
     if prompts.lines:
         _answer_lines(run, line_prompts(run, prompt), system, samples, stop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -133,7 +134,9 @@ def pull(
     def fetch(on_progress: FetchProgress) -> Path:
         if name == DEFAULT_MODEL and revision is None and new_name is None and file is None:
             return pull_default(on_progress)
-        return pull_hub(name, revision, on_progress, name=new_name, pattern=file, check=_check, on_note=notes.append)
+        return pull_hub(
+            name, revision, on_progress, name=new_name, pattern=file, check=_check, on_note=notes.append, replace=force
+        )
 
     _install(new_name or name, force, quiet, fetch)
     for note in () if quiet else notes:
@@ -151,7 +154,7 @@ def import_(
     from gptcli.models.pull import import_gguf
 
     name = name or file.stem.lower()
-    _install(name, force, quiet, partial(import_gguf, file, name, check=_check))
+    _install(name, force, quiet, partial(import_gguf, file, name, check=_check, replace=force))
 
 
 @app.command(cls=Command)
@@ -201,7 +204,7 @@ def quantize(
             _check(target)
 
         source = {"quantized": name, "to": to, "of": fingerprint(folder.path)}
-        return install_whole(new_name, quantized_size(folder, to), fill, source)
+        return install_whole(new_name, quantized_size(folder, to), fill, source, replace=force)
 
     _install(new_name, force, quiet, write)
 
@@ -234,7 +237,7 @@ def merge(
             _check(target)
 
         source = {"merged": name, "adapters": list(lm.runtime.adapter), "of": lm.fingerprint}
-        return install_whole(new_name, 4 * lm.folder.parameter_count, fill, source)
+        return install_whole(new_name, 4 * lm.folder.parameter_count, fill, source, replace=force)
 
     _install(new_name, force, quiet, write)
 
@@ -294,20 +297,20 @@ def _install(name: str, force: bool, quiet: bool, fetch: Callable[[FetchProgress
     else:
         with ProgressLine(quiet=quiet) as activity:
             path = fetch(activity.bytes)
-    StdoutSink().write(f"{path}\n".encode())
+    StdoutSink().write_names(f"{path}\n")
 
 
 def _write_gguf(name: str, file: Path, force: bool, quiet: bool, to: str | None) -> None:
     from gptcli.export.gguf_file import write_model
 
-    if file.exists() and not force:
+    if os.path.exists(file) and not force:
         raise UsageError(f"already there: {file}", hint="--force replaces it")
     lm = LanguageModel(name, ModelFolder.open(_path(name)), RuntimeConfig())
     with ProgressLine(quiet=quiet) as activity:
         progress = partial(activity.bytes, "writing")
-        notes = write_model(lm.folder, lm.tokenizer, Path(name).name, file, to=to, on_progress=progress)
+        notes = write_model(lm.folder, lm.tokenizer, Path(name).name, file, to=to, new=not force, on_progress=progress)
         activity.note_leftovers([*lm.notes, *notes])
-    StdoutSink().write(f"{file}\n".encode())
+    StdoutSink().write_names(f"{file}\n")
 
 
 def _file_name(name: str, suffix: str) -> Path:

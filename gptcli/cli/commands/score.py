@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -88,7 +89,7 @@ def score(
     run = RunOptions(model=model, runtime=runtime, prompts=prompts, output=output)
     check_scoring(what.stride, what.top or 0)
     choices = _choices(what.choices)
-    pictures = PictureFiles(output.html, output.svg)
+    pictures = PictureFiles(output.html, output.svg, files or ())
     _check_together(what, output, choices, pictures)
     asked, sources = "", list[Path]()
     if choices and not what.lines:
@@ -264,6 +265,6 @@ def _sources(files: list[Path] | None) -> list[Path]:
     if files and list(map(str, files)).count("-") > 1:
         raise UsageError("stdin can be read once")
     for file in files or ():
-        if str(file) != "-" and not file.exists():
+        if str(file) != "-" and not os.path.exists(file):
             raise InputError(f"cannot open: {file}: No such file or directory")
     return files or [Path("-")]

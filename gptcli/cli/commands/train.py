@@ -14,6 +14,7 @@ import typer
 from gptcli.cli import options
 from gptcli.cli.json_records import json_line
 from gptcli.cli.parsing.option_groups import option_group, panel, with_option_groups
+from gptcli.cli.prompt_input import argument_text
 from gptcli.cli.terminal.signals import deadly, stoppable
 from gptcli.cli.terminal.stderr import ProgressLine
 from gptcli.cli.terminal.stdout import StdoutSink
@@ -205,7 +206,11 @@ def train(
         else:
             _train(loaded, activity, as_json=run.as_json and leads)
     if leads:
-        StdoutSink().write(json_line({"event": "done", "path": str(out)}) if run.as_json else f"{out}\n".encode())
+        sink = StdoutSink()
+        if run.as_json:
+            sink.write(json_line({"event": "done", "path": str(out)}))
+        else:
+            sink.write_names(f"{out}\n")
 
 
 def _train(run: Run, activity: ProgressLine, *, as_json: bool) -> None:
@@ -247,6 +252,10 @@ def _settings(data: Sequence[str], groups: Sequence[Any], typed: set[str]) -> Tr
         given["learning_rate"] = _LEARNING_RATES[kind]
     given["threads"] = given["threads"] or min(os.cpu_count() or 1, cpu_limit())
     given["sample"], given["lora_targets"] = tuple(given["sample"] or ()), tuple(given["lora_targets"] or ())
+    for value in given.values():  # a run records them
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str):
+                argument_text(text)
     return TrainSettings(**{field.name: given[field.name] for field in fields(TrainSettings)})
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptcli.cli.probabilities.shaded_tokens import ShadedToken, shaded_groups
-from gptcli.errors import OutputError, UsageError
+from gptcli.errors import UsageError
+from gptcli.files import output_file, written_whole
 
 if TYPE_CHECKING:
     from gptcli.cli.probabilities.picture_content import Passage
@@ -18,17 +19,15 @@ _ALTERNATIVES = 5  # at each position, unless another number was asked for
 class PictureFiles:
     """The files named by `--html` and `--svg`.
 
-    Raises OutputError if they cannot be written, and UsageError if they are the same.
+    Raises OutputError if they cannot be written, and UsageError if they are the same, or an input.
     """
 
-    def __init__(self, html: Path | None, svg: Path | None) -> None:
+    def __init__(self, html: Path | None, svg: Path | None, inputs: Sequence[Path]) -> None:
         self._html, self._svg = html, svg
         self._passages: list[Passage] = []
         for file in (html, svg):
-            if file is not None and not file.parent.is_dir():
-                raise OutputError(f"cannot write: {file}: {file.parent} is not a directory")
-            if file is not None and file.is_dir():
-                raise OutputError(f"cannot write: {file}: it is a directory")
+            if file is not None:
+                output_file(file, inputs)
         if html is not None and html == svg:
             raise UsageError(f"--html and --svg exclude each other in one file: {html}")
 
@@ -64,7 +63,5 @@ class PictureFiles:
 
 
 def _write(file: Path, picture: str) -> None:
-    try:
-        file.write_text(picture, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise OutputError(f"cannot write: {file}: {error.strerror}") from None
+    with written_whole(file) as draft:
+        draft.write_text(picture, encoding="utf-8", newline="\n")

@@ -52,6 +52,10 @@ class StdoutSink:
             data = clean(data.decode("utf-8", "replace")).encode()
         self._write(data)
 
+    def write_names(self, text: str) -> None:
+        """Writes a text with names of files, whose bytes need not be UTF-8."""
+        self.write(text.encode("utf-8", "surrogateescape"))
+
     def draw(self, text: str) -> None:
         """Writes a text that is clean already, with escape sequences of gptcli such as colours."""
         if text:

@@ -53,7 +53,7 @@ def compare(
             write_pieces(_json(name, models, pairs, counts), sink)
             continue
         if len(names) > 1:
-            sink.write(f"==> {input_name(name)} <==\n".encode())
+            sink.write_names(f"==> {input_name(name)} <==\n")
         for pair in pairs:
             if _differs(pair):
                 sink.draw(_line(pair, columns, colour))

@@ -40,7 +40,7 @@ def roundtrip(
             record = {"file": name, "same": difference is None, "bytes": size, "tokens": tokens}
             sink.write(json_line(record | {"first_difference": difference}))
         elif difference is None:
-            sink.write(f"{input_name(name)}: the same, {size} bytes, {tokens} tokens\n".encode())
+            sink.write_names(f"{input_name(name)}: the same, {size} bytes, {tokens} tokens\n")
         if difference is not None and failed is None:
             failed = f"{input_name(name)}: byte {difference}: decoding its tokens gives something else"
     if failed:

@@ -66,7 +66,7 @@ class TokenViews:
         for name in names:
             counts.append(sum(len(ids) for _, ids in self._encoded(name)))
             label = f"\t{input_name(name)}" if len(names) > 1 else ""
-            self.sink.write(f"{counts[-1]}{label}\n".encode())
+            self.sink.write_names(f"{counts[-1]}{label}\n")
         if len(names) > 1:
             self.sink.write(f"{sum(counts)}\ttotal\n".encode())
 
@@ -109,7 +109,7 @@ class TokenViews:
     def _headed(self, names: Sequence[str | None]) -> Iterator[str | None]:
         for index, name in enumerate(names):
             if len(names) > 1:
-                self.sink.write(("\n" * (index > 0) + f"==> {input_name(name)} <==\n").encode())
+                self.sink.write_names("\n" * (index > 0) + f"==> {input_name(name)} <==\n")
             yield name
 
     def _tokens(self, name: str | None, totals: Totals | None = None) -> Iterable[Token]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import glob
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +26,7 @@ def expanded(names: Sequence[str]) -> list[str]:
     """The files of names and patterns, a pattern's in sorted order. Raises InputError."""
     found = list[str]()
     for name in names:
-        if name == "-" or Path(name).exists():
+        if name == "-" or os.path.exists(name):
             found.append(name)
         elif matches := sorted(glob.glob(name, recursive=True)):
             found += matches

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import resource
 from pathlib import Path
 
 import pytest
@@ -256,6 +257,16 @@ def test_an_export_is_a_new_file(chat: Chat, tmp_path: Path) -> None:
     about, text = re.sub(r"\s+", " ", file.read_text()).split(" ## ", 1)
     assert about.startswith("- model: /") and text == "User one ## Assistant Hello. "
     assert "File exists" in " ".join(answer_to(chat, f"/export md {file}"))
+
+
+def test_an_export_that_does_not_fit_leaves_no_file(chat: Chat, tmp_path: Path) -> None:
+    chat.ask("one")
+    file = tmp_path / "chat.html"
+    for size, there in (100, False), (resource.RLIM_INFINITY, True):
+        resource.prlimit(chat.child.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        said = " ".join(answer_to(chat, f"/export {file}"))
+        assert (f"written to {file}" if there else "File too large") in said
+        assert file.exists() == there
 
 
 def test_an_export_has_the_settings_in_effect_and_those_that_nobody_changed(chat: Chat, tmp_path: Path) -> None:

@@ -281,8 +281,13 @@ def export(repl: ReplControls, argument: str) -> None:
         return
     file = Path(os.path.expanduser(name.strip()))
     try:
-        with file.open("x", encoding="utf-8") as stream:
-            stream.write(text)
+        with file.open("xb") as stream:
+            try:
+                stream.write(text.encode("utf-8", "replace"))
+                stream.flush()
+            except OSError:
+                file.unlink()  # half of it is of no use, and would be in the way
+                raise
     except OSError as error:
         raise OutputError(f"cannot write: {file}: {error.strerror}") from None
     repl.say(f"written to {file}")
