@@ -6,6 +6,7 @@ conversation.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,6 +76,7 @@ class History:
             case "system":
                 self.system = None if event["content"] is None else _text(event["content"])
             case "settings":
+                _text(json.dumps(event["settings"], ensure_ascii=False))
                 self.settings = ChatSettings.from_record(event["settings"])
                 if event.get("seeds"):
                     self.seeded = self.replies
@@ -108,8 +110,10 @@ class History:
     def _check_message(self, event: Record) -> None:
         role: Role = "assistant" if self.asks else "user"
         if event["role"] == "tool" and not self.asks:
-            if len(event["content"]) != len(self.open_calls) or isinstance(event["content"], str):
-                raise ValueError(f"answers to {len(self.open_calls)} calls were expected")
+            asking = self.turns[:-2] if event.get("instead") else self.turns
+            calls = _calls(asking[-1]) if asking else ()
+            if isinstance(event["content"], str) or len(event["content"]) != len(calls):
+                raise ValueError(f"answers to {len(calls)} calls were expected")
             for content in event["content"]:
                 _text(content)
         elif event["role"] != role:
@@ -117,8 +121,9 @@ class History:
         else:
             _text(event["content"])
             _calls(event)
-        if role == "assistant" and event["hidden"] not in range(0, len(self.turns), 2):
-            raise ValueError(f"{event['hidden']} hidden messages are none that there could be")
+        hidden = event["hidden"] if self.asks else 0
+        if type(hidden) is not int or hidden not in range(0, len(self.turns) + 1, 2):
+            raise ValueError(f"{hidden} hidden messages are none that there could be")
         if role == "user" and event.get("instead") and not self.turns:
             raise ValueError("there is nothing in whose place it could be asked")
 

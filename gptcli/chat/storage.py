@@ -179,12 +179,16 @@ def session_names() -> list[str]:
 
 def stored_sessions() -> list[StoredSession]:
     """All sessions, the most recently used first."""
-    return [_stored(name) for name in session_names()]
+    stored = list[StoredSession]()
+    for name in session_names():
+        with contextlib.suppress(FileNotFoundError):  # removed or renamed meanwhile
+            stored.append(_stored(name))
+    return stored
 
 
 def _stored(name: str) -> StoredSession:
-    modified = datetime.datetime.fromtimestamp(_path(name).stat().st_mtime)
-    history = History()
+    """A row of the list. Raises FileNotFoundError if the session is gone."""
+    history, error = History(), None
     try:
         # Unchecked, for speed, and so that a session that cannot be continued is still listed.
         for event in read_session(name):
@@ -192,10 +196,13 @@ def _stored(name: str) -> StoredSession:
                 history.add_message(event)
             elif event.get("type") == "truncate":
                 history.truncate(event["messages"])
-    except GptcliError as error:
-        return StoredSession(name, modified, error=error.message)
+    except GptcliError as failure:
+        error = failure.message
     except (KeyError, TypeError):
-        return StoredSession(name, modified, error=f"not a session: {_path(name)}")
+        error = f"not a session: {_path(name)}"
+    modified = datetime.datetime.fromtimestamp(_path(name).stat().st_mtime)
+    if error is not None:
+        return StoredSession(name, modified, error=error)
     return StoredSession(
         name,
         modified,

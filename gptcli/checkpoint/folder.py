@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container
+import os
+from collections.abc import Container, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.formats import Dense, Gptq, Shape, Stored, check_floats, is_expanded, stored_weights
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from gptcli.gguf.model import GgufModel
     from gptcli.snapshot_format import SnapshotFile
 
+Stamp: TypeAlias = tuple[int, ...]
+
 _AHEAD = "layers that predict tokens further ahead, and that nothing uses"
 _TEXT_ALONE = Note("text alone goes in, though the model reads images too")
 
@@ -33,7 +37,8 @@ class ModelFolder:
     """An opened model directory, or a GGUF file read as one.
 
     generation_config: None if it is missing or no JSON, as in transformers. gguf: the opened file; None if a
-    snapshot of its header was read instead. unwritten: the slot that `keep` fills.
+    snapshot of its header was read instead. unwritten: the slot that `keep` fills. stamps: of files of weights, from
+    before they were read.
     """
 
     path: Path
@@ -45,6 +50,7 @@ class ModelFolder:
     is_gguf: bool = False
     gguf: GgufModel | None = field(default=None, compare=False)
     unwritten: SnapshotFile | None = field(default=None, compare=False)
+    stamps: Mapping[Path, Stamp] = field(default_factory=dict, compare=False)
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -59,17 +65,20 @@ class ModelFolder:
         if not is_there(path / "config.json"):
             refuse_adapter(path)
             raise ModelNotFound(f"not a model directory: {path}: it has no config.json")
-        notes = list[Note]()
+        notes, stamps = list[Note](), _stamps(path.glob("*.safetensors"))
         config = read_json(path / "config.json", notes=notes, contradictions=True)
-        return cls(path, config, _read_generation_config(path, notes), *_read_tensors(path), notes)
+        return cls(path, config, _read_generation_config(path, notes), *_read_tensors(path), notes, stamps=stamps)
 
     @classmethod
     def _open_gguf(cls, path: Path) -> Self:
         from gptcli.checkpoint.header_snapshots import header_slot, read_header_snapshot  # most models need none of it
 
+        stamps = _stamps([Path(os.path.realpath(path))])
         slot = header_slot(path)
         if slot is not None and (kept := read_header_snapshot(slot)) is not None:
-            return cls(path, kept.config, kept.generation_config, kept.tensors, (), kept.notes, is_gguf=True)
+            return cls(
+                path, kept.config, kept.generation_config, kept.tensors, (), kept.notes, is_gguf=True, stamps=stamps
+            )
         from gptcli.gguf.model import read_model
 
         model = read_model(path)
@@ -82,7 +91,8 @@ class ModelFolder:
             notes.append(_TEXT_ALONE)
         if model.ahead:
             notes.append(Note(_AHEAD, tuple(f"blk.{layer}" for layer in model.ahead)))
-        folder = cls(path, model.config, model.generation_config, tensors, (), notes, True, model, slot)
+        stamps = _stamps({each.file for each in tensors.values()}) | stamps  # other parts only now
+        folder = cls(path, model.config, model.generation_config, tensors, (), notes, True, model, slot, stamps)
         if kinds := sorted({stored.about for stored in folder.weights.values() if is_expanded(stored)}):
             what = "expanded in memory, for nothing multiplies with them as stored: blocks of type"
             notes.append(Note(what, tuple(kinds)))
@@ -209,6 +219,20 @@ class ModelFolder:
     def parameter_shape(self, recipe: Recipe) -> Shape:
         """The shape of what a recipe makes."""
         return shape(recipe, self.weights.__getitem__)
+
+
+def stamp(status: os.stat_result) -> Stamp:
+    """Differs once a file was replaced or written to."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _stamps(files: Iterable[Path]) -> dict[Path, Stamp]:
+    """The stamps of those files that are there."""
+    found = dict[Path, Stamp]()
+    for file in files:
+        with suppress(OSError):
+            found[file] = stamp(file.stat())
+    return found
 
 
 def _read_generation_config(path: Path, notes: list[Note]) -> dict[str, Any] | None:

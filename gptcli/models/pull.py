@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptcli.errors import ModelNotFound
+from gptcli.errors import InputError, ModelNotFound
+from gptcli.files import identity
 from gptcli.gguf.convert import convert
 from gptcli.models.catalog import DEFAULT_MODEL, FetchProgress
 from gptcli.models.hub_files import chosen_files, is_weights
@@ -59,10 +60,12 @@ def import_gguf(
 ) -> Path:
     """Converts a local GGUF file and installs it under a name. Raises what `convert`, `check` and `install` raise."""
     check_name(name)
-    checksum = sha256(file)
+    checksum, before = sha256(file), identity(file)
 
     def fill(model: Path) -> None:
         convert(file, model, lambda done, total: on_progress("converting", done, total))
+        if identity(file) != before:
+            raise InputError(f"cannot read: {file}: another process has changed it meanwhile", "try again")
         check(model)
 
     return install_whole(name, 2 * file.stat().st_size, fill, {"file": file.name, "sha256": checksum}, replace=replace)

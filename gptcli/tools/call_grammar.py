@@ -15,6 +15,7 @@ _STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator":
 LEFT_TO_THE_MODEL = "--tool-choice auto, and no tool that is strict, leave the call to the model"
 
 
+MOST_CHOICES = 1900  # outside of JSON: llguidance follows 2,000 rules at once, and takes seconds to refuse more
 # Keywords that limit values of every type.
 OF_VALUES = frozenset("$ref allOf anyOf const enum oneOf".split())
 
@@ -65,8 +66,13 @@ class Grammar:
         return self.rule(f"%json {json.dumps({**self._rewrite(schema), 'x-guidance': _STYLE})}")
 
     def any_of(self, expressions: Iterable[str]) -> str:
-        """One of these expressions."""
-        return self.rule(" | ".join(expressions))
+        """One of these expressions. Raises UsageError for more than llguidance follows."""
+        listed = list(expressions)
+        if len(listed) > MOST_CHOICES:
+            raise UsageError(
+                f"tools: too large: {len(listed)} choices, of {MOST_CHOICES} at most", hint=LEFT_TO_THE_MODEL
+            )
+        return self.rule(" | ".join(listed))
 
     def members(self, items: Sequence[tuple[str, bool]], separator: str) -> str:
         """Items in this order, separated; items that are not required may be missing."""

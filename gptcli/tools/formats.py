@@ -86,7 +86,7 @@ def _call(head: str, tail: str = "", *, begins: str, ends: str = "", separator: 
 
 
 _JSON = Beginning(
-    re.compile(r'\[?\s*\{\s*"(name|type|function|parameters|arguments)"'), re.compile(r'\[?\s*(\{\s*("\w*)?)?')
+    re.compile(r'\[?\s*\{\s*"(name|type|function|parameters|arguments)"'), re.compile(r'\[?\s*(\{\s*("\w{0,10})?)?')
 )
 _PYTHON = Beginning(re.compile(r"\[\s*[^\W\d][\w.:/-]*\("), re.compile(r"\[\s*[\w.:/-]*"))
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import warnings
-from math import inf
 from typing import Any
 
 from gptcli.tools.json_reading import read_value, whole
@@ -75,7 +75,9 @@ def _literal(text: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an unknown escape, such as "\d"
             tree = ast.parse(text.strip(), mode="eval").body
-        return whole(_value_of(tree))
+        value = whole(_value_of(tree))
+        json.dumps(value, allow_nan=False)  # refuses infinity, and hexadecimal integers that are too long in decimal
+        return value
     except (SyntaxError, MemoryError, RecursionError):
         raise ValueError("not a literal") from None
 
@@ -83,7 +85,7 @@ def _literal(text: str) -> Any:
 def _value_of(node: ast.expr) -> Any:
     """The value of a literal, with JSON's words among Python's. Raises ValueError for anything else."""
     match node:
-        case ast.Constant(value=str() | int() | float() | bool() | None as value) if value not in (inf, -inf):
+        case ast.Constant(value=str() | int() | float() | bool() | None as value):
             return value
         case ast.Name(id=name) if name in _WORDS:
             return _WORDS[name]

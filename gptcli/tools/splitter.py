@@ -14,6 +14,7 @@ from gptcli.tools.thought_tags import CLOSING, OPENING, overlap
 
 _KEPT_ID = re.compile(r"[A-Za-z0-9]{9}|functions\.\S+:\d+")  # Mistral's and Kimi's, which their templates want back
 _HARMONY_MARK = re.compile(r"<\|(start|channel|message|constrain|end|call|return)\|>")
+_HARMONY_BEGUN = re.compile(r"<(\|\w{0,9}\|?)?\Z")  # perhaps one of these
 
 
 class Splitter(Protocol):
@@ -226,8 +227,8 @@ class HarmonySplitter(_Calls):
             before, self._pending = self._pending[: match.start()], self._pending[match.end() :]
             released += self._text(before)
             released += self._mark(match[1])
-        border = self._pending.rfind("<|")
-        border = border if border >= 0 else len(self._pending) - self._pending.endswith("<")
+        begun = _HARMONY_BEGUN.search(self._pending)
+        border = begun.start() if begun else len(self._pending)
         released += self._text(self._pending[:border])
         self._pending = self._pending[border:]
         return released

@@ -55,12 +55,12 @@ class JsonCall:
 
     def read(self, body: str, tools: Sequence[Definition]) -> list[Written]:
         """See `Syntax.read`."""
-        calls = list[Written]()
-        body = body.strip(_BETWEEN)
-        while body:
-            value, end = read_value(body)
-            calls += map(_call_of, value if isinstance(value, list) else [value])
-            body = body[end:].lstrip(_BETWEEN).removeprefix(self.separator.strip())
+        calls, at, body = list[Written](), 0, body.strip(_BETWEEN)
+        between = re.compile(f"[{_BETWEEN}]*(?:{re.escape(self.separator.strip())})?")
+        while at < len(body):
+            value, at = read_value(body, at)
+            calls += map(_call_of, value if isinstance(value, list) and (value or calls) else [value])
+            at = _expect(between, body, at).end()
         return calls
 
     def write(self, name: str, arguments: Mapping[str, Any]) -> str:

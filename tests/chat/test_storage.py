@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gptcli.chat import storage
 from gptcli.chat.state_files import state_directory
 from gptcli.chat.storage import SessionFile, read_session, session_names, stored_sessions, unused_name
 from gptcli.errors import InputError, OutputError, UsageError
@@ -189,6 +190,12 @@ def test_a_name_is_reserved_at_once_and_freed_if_nothing_is_said() -> None:
     assert list(first.path.parent.iterdir()) == [] and unused_name("new") == "new"
     begun(SessionFile.open("new", create=True), EVENTS[:2]).close()
     assert read_session("new") == EVENTS[:2]
+
+
+def test_a_session_that_is_removed_while_they_are_listed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    written("mine")
+    monkeypatch.setattr(storage, "session_names", lambda: ["gone", "mine"])
+    assert [(session.name, session.error) for session in stored_sessions()] == [("mine", None)]
 
 
 def test_an_empty_file_that_a_kill_left_is_no_session_and_blocks_no_name() -> None:

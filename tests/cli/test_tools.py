@@ -324,6 +324,18 @@ def test_marks_that_are_control_tokens_are_seen_and_never_shown(tmp_path: Path) 
     assert b"".join(delta.data for delta in deltas) == b""
 
 
+def test_an_answer_of_a_tool_can_be_given_again_after_a_reply_without_calls(lm: LanguageModel) -> None:
+    chat = lm.session(settings=ChatSettings(temperature=0.0, max_tokens=150, tools=TOOLS, tool_choice="now"))
+    list(chat.send("When?"))
+    chat.settings = ChatSettings(max_tokens=1)
+    list(chat.answer(["noon"]))
+    assert not chat.open_calls
+    list(chat.retry())
+    list(chat.retry("midnight"))
+    again = gptcli.Session.restored(lm, chat.events)
+    assert [message.content for message in again.messages if message.role == "tool"] == ["midnight"]
+
+
 def test_only_the_answer_of_a_single_call_can_be_changed(lm: LanguageModel) -> None:
     chat = lm.session(settings=ChatSettings(temperature=0.0, max_tokens=150, tools=TOOLS, tool_choice="now"))
     list(chat.send("When?"))

@@ -22,12 +22,19 @@ def stored(*events: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"stop": [7]}, {"stop": 7}, {"stop": [""]}, {"temperature": "hot"}, {"logit_bias": [[1, 2], [3]]}, {"mood": 1}],
+    [{"stop": [7]}, {"stop": 7}, {"stop": [""]}, {"temperature": "hot"}, {"logit_bias": [[1, 2], [3]]}, {"mood": 1}]
+    + [{"stop": ["\ud800"]}],
     ids=str,
 )
 def test_settings_of_another_type_are_refused_with_their_event(cli: Cli, model: Path, settings: object) -> None:
     stored({"type": "settings", "settings": settings})
     cli("chat", "-m", model, "--session", "odd", "-n", "2", "hello").fails(4, "gptcli: error: not a session: event 2: ")
+
+
+def test_a_number_of_another_type_is_refused_with_its_event(cli: Cli, model: Path) -> None:
+    question = {"type": "message", "role": "user", "content": "hi"}
+    stored(question, {"type": "message", "role": "assistant", "content": "ho", "hidden": 0.0})
+    cli("chat", "-m", model, "--session", "odd", "-n", "2", "hello").fails(4, "gptcli: error: not a session: event 3: ")
 
 
 @pytest.mark.parametrize("option", [[], ["--json"]], ids=str)

@@ -19,10 +19,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import gptcli
-from gptcli.errors import BrokenCheckpoint
+from gptcli.checkpoint.folder import ModelFolder
+from gptcli.checkpoint.weights.tensor_source import TensorSource
+from gptcli.errors import BrokenCheckpoint, InputError
+from gptcli.export.gguf_file import write_model
 from gptcli.files import MANIFEST, may_link_out
 from gptcli.models.catalog import fingerprint
 from gptcli.models.install import changed_files
+from gptcli.text.tokenizer import Tokenizer
 from tests.cli.conftest import Cli
 from tests.faults.conftest import Refuses, edit_tensor, read_weights, write_weights
 from tests.tiny import CONFIG, edit, make_tokenizer, make_weights
@@ -257,6 +261,28 @@ def test_a_file_that_is_truncated_after_loading_changes_nothing(model: Path) -> 
     before = lm.logits([5, 6, 7])
     (model / "model.safetensors").write_bytes(b"")
     assert lm.logits([5, 6, 7]).equal(before)
+
+
+@pytest.mark.parametrize("gguf", [False, True])
+@pytest.mark.parametrize("amid", [False, True])
+def test_weights_that_are_replaced_while_they_are_read_are_refused(model: Path, gguf: bool, amid: bool) -> None:
+    path, file = model, model / "model.safetensors"
+    if gguf:
+        path = file = model.with_suffix(".gguf")
+        write_model(ModelFolder.open(model), Tokenizer.open(model), "m", path)
+    os.utime(file, (0, 0))  # the clock of files may be coarse
+    data = file.read_bytes()
+    other = data[:-4] + bytes(4)
+    folder = ModelFolder.open(path)
+    first, last = min(folder.tensors), max(folder.tensors, key=lambda name: folder.tensors[name].offset)
+    with pytest.raises(InputError, match="another process has changed it meanwhile"), TensorSource(folder) as source:
+        if amid:
+            source.read(first)
+            file.write_bytes(other)
+        else:
+            file.with_name("new").write_bytes(other)
+            file.with_name("new").replace(file)
+        source.read(last)
 
 
 def test_pickled_weights_are_refused_with_a_way_to_convert_them(refuses: Refuses, model: Path) -> None:

@@ -315,6 +315,7 @@ def test_a_tool_that_is_named_is_the_one_that_is_called(tokenizer: Tokenizer) ->
         ({"properties": {"a": NULLS | {"anyOf": [{"minItems": 1}]}}}, "gemma", "cannot be held to anyOf"),
         ({"properties": {"a": {"enum": ["a"], "minLength": 2}}}, "gemma", "cannot be held to minLength"),
         ({"properties": {"a": {"enum": ["a"], "pattern": "a"}}}, "tagged", "cannot be held to pattern"),
+        ({"properties": {"a": {"enum": [*map(str, range(2000))]}}}, "tagged", "too large: 2000 choices"),
     ],
 )
 def test_a_schema_that_calls_cannot_be_held_to_is_refused(

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from gptcli.tools import syntaxes
 from gptcli.tools.definitions import ToolCall, checked_tools
 from gptcli.tools.formats import FORMATS, HARMONY, ToolUse
+from gptcli.tools.json_reading import read_value
 from gptcli.tools.splitter import splitter_of
 from tests.tools.whole_text import Split, split
 
@@ -168,6 +170,11 @@ def test_text_is_shown_as_soon_as_it_can_be_no_call() -> None:
     assert shown == ["Hi", "", " <b>", " <tool_box>", " x"]
     assert splitter_of(use_of("llama")).push("Hello") == "Hello"
     assert splitter_of(use_of("phi")).push("Import functools, then") == "Import functools, then"
+    assert splitter_of(use_of("llama")).push('{"temperature') == '{"temperature'
+    splitter = splitter_of(use_of("harmony"))
+    splitter.push("<|channel|>final<|message|>")
+    shown = [splitter.push(piece) for piece in ("f <", "| g <|", "> h", "<|retur", "n|>")]
+    assert shown == ["f ", "<| g ", "<|> h", "", ""]
 
 
 @pytest.mark.parametrize("format", BY_NAME)
@@ -208,6 +215,15 @@ def test_calls_of_phi_end_with_their_list() -> None:
     result = found(text, "phi")
     assert named(result) == [("get_weather", HARD), ("now", {})]
     assert result.content == "Let me see. \n\nfunctools.cache[1] is Python's."
+
+
+def test_a_closing_mark_again_and_again_is_not_read_from_the_beginning_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read = list[int]()
+    monkeypatch.setattr(syntaxes, "read_value", lambda *where: (read.append(0), read_value(*where))[1])
+    text = "functools[" + "[]" * 500
+    assert split(text, use_of("phi")).content == text and len(read) < 510
 
 
 def test_a_call_without_a_mark_may_follow_thoughts() -> None:
@@ -272,6 +288,8 @@ def test_what_models_write_is_read(format: str, text: str, arguments: dict[str, 
         ("pythonic", "[get_weather(city='x'"),
         ("pythonic", "[get_weather(city=" + "(" * 10_000 + ")" * 10_000 + ")]"),
         ("pythonic", "[get_weather(days=1e999)]"),
+        ("pythonic", "[get_weather(days=-1e999)]"),
+        ("pythonic", f"[get_weather(days=0x{'f' * 5000})]"),
         ("gemma", "<|tool_call>call:get_weather{deep:" + "{a:" * 10_000 + "<tool_call|>"),
         ("gemma", "<|tool_call>call:get_weather{city:<tool_call|>"),
         ("gemma", "<|tool_call>get_weather<tool_call|>"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
@@ -12,10 +13,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from gptcli.checkpoint.folder import ModelFolder
+from gptcli.checkpoint.folder import ModelFolder, stamp
 from gptcli.checkpoint.formats import Affine, Awq, Fp8, Ggml, Gptq, Mxfp4, Stored
 from gptcli.checkpoint.recipes import Ranges
-from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
+from gptcli.errors import BrokenCheckpoint, InputError, UnsupportedArchitecture
 from gptcli.files import open_within
 from gptcli.gguf.blocks import BLOCKS, decoded
 from gptcli.quant.affine import AffineWeight
@@ -38,7 +39,8 @@ _PAGE = 4096  # bytes: the least that the system reads
 class TensorSource:
     """Lazy access to the tensors of a folder; a context manager that owns the open files.
 
-    Bytes are copied, not mapped, so that a file truncated or replaced later cannot crash the process.
+    Bytes are copied, not mapped, so that a file truncated or replaced later cannot crash the process. A file that was
+    replaced or written to since the folder was opened is an InputError, at the latest when the block ends.
     """
 
     def __init__(self, folder: ModelFolder) -> None:
@@ -52,8 +54,17 @@ class TensorSource:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for file in self._files.values():
-            file.close()
+        try:
+            for path in self._files if error is None else ():
+                self._check_unchanged(path)
+        finally:
+            for file in self._files.values():
+                file.close()
+
+    def _check_unchanged(self, path: Path) -> None:
+        now = stamp(os.fstat(self._files[path].fileno()))
+        if self._folder.stamps.get(path, now) != now:
+            raise InputError(f"cannot read: {path}: another process has changed it meanwhile", "try again")
 
     def stored(self, name: str) -> Stored:
         """How a weight is stored."""
@@ -115,6 +126,7 @@ class TensorSource:
             raise UnsupportedArchitecture(f"{name}: weights of dtype {info.dtype} are not supported")
         if info.file not in self._files:
             self._files[info.file] = open_within(info.file)
+            self._check_unchanged(info.file)
         file = self._files[info.file]
         buffer = torch.empty(size, dtype=torch.uint8)
         file.seek(info.offset + start)

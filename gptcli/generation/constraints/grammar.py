@@ -20,6 +20,7 @@ from gptcli.errors import UsageError
 from gptcli.generation.constraints.endless_schemas import endless_reference, parts
 from gptcli.generation.constraints.schema_rewrites import BOUNDS, LARGEST_BOUND, original_path, rewritten
 from gptcli.settings import ConstraintConfig
+from gptcli.tools.call_grammar import MOST_CHOICES
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -110,6 +111,8 @@ def _of_constraint(config: ConstraintConfig) -> str:
             return _of_regex(text)
         case ConstraintConfig(grammar=str(text)):
             return _of_grammar(text)
+    if len(config.choices) > MOST_CHOICES:
+        raise UsageError(f"choice: too large: {len(config.choices)} choices, of {MOST_CHOICES} at most")
     return _checked("choice", "start: " + " | ".join(map(json.dumps, config.choices)))
 
 

@@ -229,6 +229,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "a deep GBNF": ({"grammar": "root ::= " + "(" * 5000}, ""),
     "a large regex": ({"regex": "x" * 10_000_000}, "too large"),
     "many choices": ({"choices": [str(number) for number in range(200_000)]}, "too large"),
+    "choices beyond its rules": ({"choices": [str(number) for number in range(2_000)]}, "too large: 2000 choices"),
 }  # fmt: skip
 
 
