@@ -79,7 +79,7 @@ _OPT = Names(
 _XGLM = replace(_OPT, root="model.", final_norm="layer_norm", unused_suffixes=("embed_positions.weights",))
 _CODEGEN = replace(GPTJ, qkv=("attn.qkv_proj",), unused_suffixes=(".attn.causal_mask",))
 
-_MOST_SINES = 1 << 27  # computed, so no file limits them; thirty times as many as in the largest XGLM
+_MOST_SINES = 1 << 27  # computed, so no file limits them; 16 times as many as in XGLM 7.5B
 
 _OPT_FIELDS = Fields("hidden_size", "num_attention_heads", "num_hidden_layers", "max_position_embeddings")
 _XGLM_FIELDS = Fields("d_model", "attention_heads", "num_layers", "max_position_embeddings")
