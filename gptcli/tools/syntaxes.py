@@ -319,7 +319,8 @@ def _choices(schema: Mapping[str, Any]) -> list[Any]:
 
 
 def _of_type(schema: Mapping[str, Any]) -> list[Any]:
-    return [choice for choice in schema["enum"] if _type(choice) in _types(schema)]
+    types = _types(schema)
+    return [choice for choice in schema["enum"] if _type(choice) in types]
 
 
 def _types(schema: object) -> set[str]:
