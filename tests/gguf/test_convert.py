@@ -220,6 +220,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[GptcliError], str]] = {
     "no heads": ({"llama__attention__head_count": 0}, BrokenCheckpoint, "0 attention heads"),
     "uneven heads": ({"llama__attention__head_count": 3}, BrokenCheckpoint, "no multiple of 6"),
     "no context length": ({"llama__context_length": None}, BrokenCheckpoint, "context_length is missing"),
+    "no epsilon": ({"llama__attention__layer_norm_rms_epsilon": None}, BrokenCheckpoint, "epsilon of its norms"),
     "an infinite epsilon": ({"llama__attention__layer_norm_rms_epsilon": float("inf")}, BrokenCheckpoint,
          "rms_epsilon must be of type float"),
     "a tokenizer of words": ({"tokenizer__ggml__model": "bert"}, BrokenTokenizer, "tokenizer 'bert'"),
