@@ -168,6 +168,7 @@ def test_text_of_a_model_and_of_a_user_is_text_and_nothing_else(
         ("```ls -la``` lists files\n\nmore", [["p", "ls -la lists files"], ["p", "more"]]),
         ("```python title\na\n``` b\n````\nc", [["pre", "python title", "a\n``` b"], ["p", "c"]]),
         ("~~~ a ~~~\nb\n~~~~ \nc", [["pre", "a ~~~", "b"], ["p", "c"]]),
+        ("- a\n1. b\n2. c\n* d", [["ul", "a"], ["ol", "bc"], ["ul", "d"]]),
         ("|" * 300 + "a\n|-|\n|b|", [["p", "|" * 300 + "a\n|-|\n|b|"]]),
     ],
 )
@@ -259,6 +260,12 @@ def test_what_another_window_keeps_stays_when_this_one_keeps(browser: Browser, s
     kept = "JSON.parse(localStorage.getItem('gptcli.conversations')).map((each) => [each.title, each.messages.length])"
     assert browser.run(kept) == [["other", 0], ["mine", 4]]
     assert browser.run("document.querySelector('#conversations ul').textContent") == "other✕mine✕"
+    browser.run("""
+        localStorage.setItem("gptcli.settings", '{"system": "theirs", "max_tokens": 2}'),
+        dispatchEvent(new StorageEvent("storage", {key: "gptcli.settings"}))
+    """)
+    asked(browser, "and?")
+    assert "theirs" in browser.run("localStorage.getItem('gptcli.settings')")
 
 
 def test_two_windows_that_go_on_from_one_conversation_lose_nothing(browser: Browser, server: Running) -> None:
@@ -301,6 +308,20 @@ def test_a_browser_that_keeps_nothing_is_said_to(browser: Browser, server: Runni
     assert asked(browser, "hi")
     assert "keeps nothing: no room" in browser.run("document.querySelector('#problem').textContent")
     assert browser.run("document.querySelector('#stop').hidden && document.querySelectorAll('article').length") == 2
+
+
+def test_the_page_answers_where_the_browser_forbids_it_to_keep_anything(browser: Browser, server: Running) -> None:
+    forbidden = "{ get() { throw new DOMException('forbidden', 'SecurityError'); } }"
+    script = f"for (const name of ['localStorage', 'sessionStorage']) Object.defineProperty(window, name, {forbidden})"
+    added = browser.call("Page.addScriptToEvaluateOnNewDocument", source=script)["identifier"]
+    try:
+        browser.load(f"http://127.0.0.1:{server.port}/")
+        browser.until("document.querySelector('#model').value")
+        browser.run("settings.max_tokens = 2")
+        assert asked(browser, "one") and asked(browser, "two")
+        assert "keeps nothing: forbidden" in browser.run("document.querySelector('#problem').textContent")
+    finally:
+        browser.call("Page.removeScriptToEvaluateOnNewDocument", identifier=added)
 
 
 @pytest.mark.parametrize(
