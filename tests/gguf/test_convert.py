@@ -226,6 +226,8 @@ REFUSED: dict[str, tuple[dict[str, Any], type[GptcliError], str]] = {
     "a tokenizer of words": ({"tokenizer__ggml__model": "bert"}, BrokenTokenizer, "tokenizer 'bert'"),
     "a SentencePiece tokenizer without scores": ({"tokenizer__ggml__model": "llama"}, BrokenCheckpoint,
          "scores is missing"),
+    "scores that are no numbers": ({"tokenizer__ggml__model": "llama",
+         "tokenizer__ggml__scores": [0.0] * (len(TOKENS) - 1) + [float("nan")]}, BrokenCheckpoint, "are no numbers"),
     "an unknown pre-tokenizer": ({"tokenizer__ggml__pre": "superbpe"}, BrokenTokenizer, "'superbpe'"),
     "merges that make no token": ({"tokenizer__ggml__merges": ["x y"]}, BrokenTokenizer, "not there"),
     "a merge of one": ({"tokenizer__ggml__merges": ["x"]}, BrokenTokenizer, "not there"),
