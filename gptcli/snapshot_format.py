@@ -73,7 +73,7 @@ class SnapshotFile:
         """Header and content; None unless the file is whole and has the key."""
         try:
             header, content = _read(self.path)
-        except (OSError, InputError, ValueError):
+        except (OSError, InputError, ValueError, RecursionError):
             return None
         if header.get("key") != self.key:
             return None
@@ -106,7 +106,7 @@ def models_with_snapshots(suffix: str) -> dict[Path, Path]:
     """The model's directory or GGUF file, by the snapshot with a suffix."""
     found = {}
     for path in snapshot_directory().glob(f"*{suffix}"):
-        with contextlib.suppress(OSError, InputError, ValueError, KeyError):
+        with contextlib.suppress(OSError, InputError, ValueError, KeyError, TypeError, RecursionError):
             found[path] = Path(_read(path)[0]["model"])
     return found
 

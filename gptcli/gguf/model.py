@@ -101,7 +101,11 @@ class GgufModel:
     @property
     def reads_images(self) -> bool:
         """Whether the model can read images, which nothing here does."""
-        return self._architecture.images or any(name.startswith(_IMAGE_PARTS) for name in self.file.tensors)
+        return self._architecture.images or self._has_image_parts
+
+    @property
+    def _has_image_parts(self) -> bool:
+        return any(name.startswith(_IMAGE_PARTS) for name in self.file.tensors)
 
     @property
     def generation_config(self) -> dict[str, Any]:
@@ -162,8 +166,12 @@ class GgufModel:
     def _epsilon(self) -> float | None:
         rms, layer = (self._fields.number(f"attention.layer_norm_{kind}epsilon") for kind in ("rms_", ""))
         if self._architecture.states:
-            return layer if rms is None else rms
-        return rms if self._architecture.eps == "rms_norm_eps" else layer
+            epsilon = layer if rms is None else rms
+        else:
+            epsilon = rms if self._architecture.eps == "rms_norm_eps" else layer
+        if epsilon is None and not self._has_image_parts:  # Ollama's leave the family's default out
+            raise self.file.broken("the epsilon of its norms is missing")
+        return epsilon
 
     def _check_unread(self, prefix: str) -> tuple[str, ...]:
         """The architecture's fields that nothing reads. Raises UnsupportedArchitecture for those that may matter."""

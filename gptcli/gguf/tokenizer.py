@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -185,8 +186,8 @@ def _merges(file: GgufFile, vocabulary: Mapping[str, int]) -> list[tuple[str, st
 def _sentencepiece(file: GgufFile, tokens: Sequence[str], types: Sequence[int], vocabulary: Mapping[str, int]) -> _Json:
     """SentencePiece's BPE: merges the neighbours first that make the token with the highest score."""
     scores = file.values("tokenizer.ggml.scores", float)
-    if len(scores) != len(tokens):
-        raise file.broken("token scores do not match the tokens")
+    if len(scores) != len(tokens) or any(map(math.isnan, scores)):
+        raise file.broken("token scores do not match the tokens, or are no numbers")
     by_score = sorted(range(len(tokens)), key=scores.__getitem__, reverse=True)
     ranked = [tokens[id] for id in by_score if types[id] != _CONTROL]
     components = _pieces(tokens, types, vocabulary, piece_pairs(ranked))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -274,8 +275,7 @@ def replace_snapshot(make: Callable[[Path], object]) -> None:
     make(path)
 
 
-def write_another_layout(path: Path) -> None:
-    text = b'{"key":{}}'
+def write_another_layout(path: Path, text: bytes = b'{"key":{}}') -> None:
     path.write_bytes(hashlib.sha256(text).digest() + text)
 
 
@@ -465,6 +465,37 @@ def test_a_snapshot_is_read_at_once_if_no_thread_can_start(model: Path, monkeypa
 
     monkeypatch.setattr(snapshot_file._BackgroundRead, "start", start)
     assert has_snapshot(model)
+
+
+LAYOUT: dict[str, object] = {"key": {"model": {"m": []}}, "dtype": "fp32", "size": 1, "checksum": "a"}
+CHANGED: list[dict[str, object]] = [{"key": {}}, {"dtype": [1]}, {"size": "1"}, {"checksum": "../x"}]
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"null", b"\xff", b"[" * 100_000, *(json.dumps(LAYOUT | each).encode() for each in CHANGED)], ids=len
+)
+def test_what_has_another_layout_is_left_over(model: Path, cli: Cli, text: bytes) -> None:
+    own = snapshot_path()
+    folder = own.parent
+    write_another_layout(folder / "old.snapshot", text)
+    for name in ("old.header", "old.tokenizer"):
+        write_another_layout(folder / name, len(text).to_bytes(8, "little") + text)
+    records = cli("cache", "--json").records
+    assert sorted(each["content"] for each in records) == ["left over"] * 3 + ["weights in fp32"]
+    write_another_layout(own, text)
+    assert not has_snapshot(model)
+    keep(model)
+    assert has_snapshot(model)
+
+
+def test_what_cannot_be_deleted_is_said_when_the_rest_is_gone(model: Path, cli: Cli) -> None:
+    folder = snapshot_path().parent
+    (folder / "directory").mkdir()
+    (folder / "link").symlink_to("nothing")
+    result = cli("cache", "--clear")
+    assert result.code == 8
+    assert f"cannot remove: {folder / 'directory'}" in result.err
+    assert [path.name for path in folder.iterdir()] == ["directory"]
 
 
 def test_what_is_kept_is_listed_and_deleted(model: Path, cli: Cli) -> None:

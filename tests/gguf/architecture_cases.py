@@ -135,7 +135,8 @@ CASES = [
     Case("stablelm, every switch", "stablelm", "stablelm", {"rope.dimension_count": 8},
          {"rope.dimension_count": 4, "use_parallel_residual": True},
          {"use_parallel_residual": True, "qk_layernorm": True, "use_qkv_bias": True}),
-    Case("olmo", "olmo", "olmo", {"attention.clamp_kqv": 0.3}, {"attention.clamp_kqv": 0.5}, {"clip_qkv": 0.5}),
+    Case("olmo", "olmo", "olmo", {"attention.clamp_kqv": 0.3},
+         {"attention.clamp_kqv": 0.5, "attention.layer_norm_epsilon": 1e-5}, {"clip_qkv": 0.5}),
     Case("olmo2", "olmo2", "olmo2", EPSILON),
     Case("olmo3", "olmo2", "olmo3", {"attention.sliding_window_pattern": [False, False, True, True]},
          WINDOW | {"attention.sliding_window_pattern": [True, True, True, False], "rope.freq_base": 5e5},
@@ -259,7 +260,8 @@ PHI_ROPE = {
 }  # fmt: skip
 CASES += [
     Case("arcee", "arcee", "arcee", EPSILON),
-    Case("nemotron", "nemotron", "nemotron", LAYER_EPSILON, {"rope.dimension_count": 8, "rope.scaling.type": "none"}),
+    Case("nemotron", "nemotron", "nemotron", LAYER_EPSILON,
+         {"rope.dimension_count": 8, "rope.scaling.type": "none", "attention.layer_norm_epsilon": 1e-5}),
     Case("apertus", "apertus", "apertus", EPSILON, {"rope.freq_base": 1.2e7}),
     Case("exaone4", "exaone4", "exaone4", {"attention.sliding_window": 9},
          WINDOW | {"attention.sliding_window_pattern": [True, True, True, False]}, {"sliding_window": 8}),

@@ -21,6 +21,11 @@ HOSTILE = (
 )
 
 
+# Does not answer; what asks can only be stopped.
+SILENT = """window.fetch = (path, { signal }) => new Promise((_, fail) =>
+    signal.addEventListener("abort", () => fail(new DOMException("", "AbortError")))), null"""
+
+
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with browsing(tmp_path_factory.mktemp("profile")) as browser:
@@ -157,6 +162,28 @@ def test_text_of_a_model_and_of_a_user_is_text_and_nothing_else(
     assert links == [["https://b.example/%22onclick=window.taken=1", rel], ["https://c.example/c.png", rel]]
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("```ls -la``` lists files\n\nmore", [["p", "ls -la lists files"], ["p", "more"]]),
+        ("```python title\na\n``` b\n````\nc", [["pre", "python title", "a\n``` b"], ["p", "c"]]),
+        ("~~~ a ~~~\nb\n~~~~ \nc", [["pre", "a ~~~", "b"], ["p", "c"]]),
+        ("- a\n1. b\n2. c\n* d", [["ul", "a"], ["ol", "bc"], ["ul", "d"]]),
+        ("|" * 300 + "a\n|-|\n|b|", [["p", "|" * 300 + "a\n|-|\n|b|"]]),
+    ],
+)
+def test_nothing_of_a_text_is_left_out(browser: Browser, server: Running, text: str, shown: list[list[str]]) -> None:
+    fresh(browser, server)
+    parts = "[each.localName, ...(each.dataset.info ? [each.dataset.info] : []), each.textContent]"
+    assert browser.run(f"markdown({json.dumps(text)}).map((each) => {parts})") == shown
+
+
+@pytest.mark.parametrize("address", ["https://a.example:99999/", "https://\u202egnp.exe.example/", "http:///"])
+def test_an_address_that_leads_nowhere_is_no_link(browser: Browser, server: Running, address: str) -> None:
+    fresh(browser, server)
+    assert browser.run(f"markdown({json.dumps(f'[a]({address}) b')})[0].innerHTML") == f"[a]({address}) b"
+
+
 LISTS = "- one\n  - two\n    - three\n  - four\n\n- five\n\n1. a\n   1. b\n2. c\n\n   - d\n   - e\n"
 
 
@@ -233,12 +260,75 @@ def test_what_another_window_keeps_stays_when_this_one_keeps(browser: Browser, s
     kept = "JSON.parse(localStorage.getItem('gptcli.conversations')).map((each) => [each.title, each.messages.length])"
     assert browser.run(kept) == [["other", 0], ["mine", 4]]
     assert browser.run("document.querySelector('#conversations ul').textContent") == "other✕mine✕"
+    browser.run("""
+        localStorage.setItem("gptcli.settings", '{"system": "theirs", "max_tokens": 2}'),
+        dispatchEvent(new StorageEvent("storage", {key: "gptcli.settings"}))
+    """)
+    asked(browser, "and?")
+    assert "theirs" in browser.run("localStorage.getItem('gptcli.settings')")
+
+
+def test_two_windows_that_go_on_from_one_conversation_lose_nothing(browser: Browser, server: Running) -> None:
+    fresh(browser, server, max_tokens=2)
+    asked(browser, "one")
+    # What the other window keeps, as it finds it, when it has asked too.
+    others = """localStorage.setItem("gptcli.conversations", JSON.stringify(storedConversations().map((each) =>
+        ({...each, messages: [...each.messages, ...["theirs", "x"].map((content) => ({role: "user", content}))]})))),
+        dispatchEvent(new StorageEvent("storage", {key: "gptcli.conversations"}))"""
+    browser.run(others)
+    assert browser.run("current.messages.map((each) => each.content).slice(2)") == ["theirs", "x"]
+    assert browser.run("document.querySelectorAll('article').length") == 4
+    browser.run(SILENT)
+    browser.run(f"send('mine'), {others}")
+    browser.run("running.stop()")
+    browser.until("!running")
+    kept = "storedConversations().map((each) => each.messages.map(({content}) => content).slice(4))"
+    assert browser.run(kept) == [["mine"], ["theirs", "x"]]
+
+
+def test_a_page_that_is_left_amid_an_answer_keeps_what_has_come(
+    browser: Browser, tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(Script(pieces=["word "] * 2000, piece_s=0.01), monkeypatch.setattr)
+    with serving(tiny) as server:
+        fresh(browser, server)
+        send(browser, "hi")
+        browser.until("document.querySelector('article.assistant .said')?.textContent.includes('word word')")
+        browser.load(f"http://127.0.0.1:{server.port}/")
+        browser.until("document.querySelector('article.user .said')?.textContent === 'hi'")
+        assert browser.run("current.messages[1].content").startswith("word word")
+        browser.run(f"{SILENT}, again(1), dispatchEvent(new PageTransitionEvent('pagehide'))")
+        assert browser.run("storedConversations()[0].messages[1].content").startswith("word word")
+
+
+@pytest.mark.parametrize("error", ["QuotaExceededError", "SecurityError"])
+def test_a_browser_that_keeps_nothing_is_said_to(browser: Browser, server: Running, error: str) -> None:
+    fresh(browser, server, max_tokens=2)
+    browser.run(f"Storage.prototype.setItem = () => {{ throw new DOMException('no room', '{error}') }}, null")
+    assert asked(browser, "hi")
+    assert "keeps nothing: no room" in browser.run("document.querySelector('#problem').textContent")
+    assert browser.run("document.querySelector('#stop').hidden && document.querySelectorAll('article').length") == 2
+
+
+def test_the_page_answers_where_the_browser_forbids_it_to_keep_anything(browser: Browser, server: Running) -> None:
+    forbidden = "{ get() { throw new DOMException('forbidden', 'SecurityError'); } }"
+    script = f"for (const name of ['localStorage', 'sessionStorage']) Object.defineProperty(window, name, {forbidden})"
+    added = browser.call("Page.addScriptToEvaluateOnNewDocument", source=script)["identifier"]
+    try:
+        browser.load(f"http://127.0.0.1:{server.port}/")
+        browser.until("document.querySelector('#model').value")
+        browser.run("settings.max_tokens = 2")
+        assert asked(browser, "one") and asked(browser, "two")
+        assert "keeps nothing: forbidden" in browser.run("document.querySelector('#problem').textContent")
+    finally:
+        browser.call("Page.removeScriptToEvaluateOnNewDocument", identifier=added)
 
 
 @pytest.mark.parametrize(
     "text",
     [">" * 50_000, "> " * 50_000, "`a` " * 150_000, "a\n\n" * 150_000, "- a\n" + "  b\n" * 150_000]
-    + ["[" * 300_000, "a" + "`" * 300_000, "[a](https://" * 30_000, "|\n" + "-" * 300_000 + "x"],
+    + ["[" * 300_000, "a" + "`" * 300_000, "[a](https://" * 30_000, "|\n" + "-" * 300_000 + "x"]
+    + ["|" * 100_000 + "\n|-|\n"],
     ids=lambda text: text[:12],
 )
 def test_no_text_of_a_model_is_too_much_to_draw(browser: Browser, server: Running, text: str) -> None:
@@ -253,23 +343,23 @@ def test_no_text_of_a_model_is_too_much_to_draw(browser: Browser, server: Runnin
 @pytest.mark.parametrize(
     ("name", "value"),
     [("conversations", "{"), ("conversations", '{"id": "1"}'), ("conversations", '[{"id": "1", "messages": [null]}]')]
+    + [("conversations", '[{"id": "1", "messages": [], "used": "x"}]'), ("conversations", '[{"messages": []}]')]
+    + [
+        ("conversations", '[{"id": "1", "messages": [{"role": "assistant", "content": "", "tokens": ' + tokens + "}]}]")
+        for tokens in ('"text"', '[{"id": 1}]', '[{"id": 1, "bytes": [97], "logprob": -1, "top": [null]}]')
+    ]
     + [("settings", "nonsense"), ("settings", "[1]")],
 )
 def test_the_page_begins_anew_where_what_is_kept_cannot_be_read(
     browser: Browser, server: Running, name: str, value: str
 ) -> None:
-    fresh(browser, server, max_tokens=2)
+    fresh(browser, server, max_tokens=2, lens=True)
     browser.run(f"localStorage.setItem('gptcli.{name}', {json.dumps(value)})")
     browser.load(f"http://127.0.0.1:{server.port}/")
     browser.until("document.querySelector('#model').value")
     assert "cannot be read" in browser.run("document.querySelector('#problem').textContent")
     browser.run("settings.max_tokens = 2")
     assert asked(browser, "one")
-
-
-# Does not answer; what asks can only be stopped.
-SILENT = """window.fetch = (path, { signal }) => new Promise((_, fail) =>
-    signal.addEventListener("abort", () => fail(new DOMException("", "AbortError")))), null"""
 
 
 @pytest.mark.parametrize("question", ["send('new')", "again(1)", "again(0, 'edited')"])

@@ -56,7 +56,7 @@ def _stablelm(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _olmo(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
-    if config.pop("layer_norm_eps") not in (None, 1e-5):
+    if config.pop("layer_norm_eps") != 1e-5:
         raise fields.file.unsupported("an epsilon of norms that is not 1e-5")
     return {"clip_qkv": fields.number("attention.clamp_kqv")}
 

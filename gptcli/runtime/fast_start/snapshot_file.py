@@ -35,7 +35,7 @@ Header: TypeAlias = dict[str, Any]
 
 WEIGHTS = ".weights"  # how the name of such a file ends
 _ALIGNED = 64
-_FIELDS = {"key", "dtype", "size", "checksum"}  # what is read of a snapshot whose key may differ
+_FIELDS = {"key": dict, "dtype": str, "size": int, "checksum": str}  # what is read of one whose key may differ
 _POINTERS = [name for name, kind, *_ in Op._fields_ if kind is ctypes.c_void_p]
 
 
@@ -239,10 +239,11 @@ def read_header(path: Path) -> Header:
         digest, encoded = file.read(32), file.read()
     if hashlib.sha256(encoded).digest() != digest:
         raise DamagedSnapshot
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         header = json.loads(encoded)
-        if isinstance(header, dict) and header.keys() >= _FIELDS:
-            return header
+        if isinstance(header, dict) and all(isinstance(header.get(name), kind) for name, kind in _FIELDS.items()):
+            if header["key"].get("model") and header["checksum"].isalnum():
+                return header
     raise InputError(f"not a snapshot of this version: {path}")
 
 

@@ -215,23 +215,27 @@ def stored_snapshots() -> list[StoredSnapshot]:
 
 
 def delete_snapshots() -> int:
-    """Deletes all snapshots, unfinished ones too; returns their bytes. Raises OutputError."""
-    size = 0
+    """Deletes all snapshots, unfinished ones too; returns their bytes. Raises OutputError, when all others are gone."""
+    size, failed = 0, None
     for path in snapshot_directory().glob("*"):
         try:
-            size += path.stat().st_size
-            path.unlink(missing_ok=True)
+            status = path.lstat()
+            path.unlink()
+            size += status.st_size
         except FileNotFoundError:  # another process deleted it first
             continue
         except OSError as error:
-            raise OutputError(f"cannot remove: {path}: {error.strerror}") from None
+            failed = OutputError(f"cannot remove: {path}: {error.strerror}")
+    if failed:
+        raise failed
     return size
 
 
 def forget_snapshots(model: Path) -> None:
     """Removes the snapshots of the model in this directory, its tokenizer's included."""
     for path in snapshot_directory().glob(f"{hash_of_model(model)}*"):
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what cannot be removed is never used
+            path.unlink()
 
 
 def _is_kept(slot: Slot) -> bool:
