@@ -251,13 +251,11 @@ def test_what_another_window_keeps_stays_when_this_one_keeps(browser: Browser, s
     fresh(browser, server, max_tokens=2)
     asked(browser, "mine")
     browser.run("""
-        localStorage.setItem(
-            "gptcli.conversations", JSON.stringify([{id: "1", title: "other", messages: []}, current])
-        ),
-        dispatchEvent(new StorageEvent("storage", {key: "gptcli.conversations"}))
+        localStorage.setItem("gptcli.conversation.9", '{"title": "other", "messages": []}'),
+        dispatchEvent(new StorageEvent("storage", {key: "gptcli.conversation.9"}))
     """)
     asked(browser, "again")
-    kept = "JSON.parse(localStorage.getItem('gptcli.conversations')).map((each) => [each.title, each.messages.length])"
+    kept = "storedConversations().map((each) => [each.title, each.messages.length])"
     assert browser.run(kept) == [["other", 0], ["mine", 4]]
     assert browser.run("document.querySelector('#conversations ul').textContent") == "other✕mine✕"
     browser.run("""
@@ -272,9 +270,10 @@ def test_two_windows_that_go_on_from_one_conversation_lose_nothing(browser: Brow
     fresh(browser, server, max_tokens=2)
     asked(browser, "one")
     # What the other window keeps, as it finds it, when it has asked too.
-    others = """localStorage.setItem("gptcli.conversations", JSON.stringify(storedConversations().map((each) =>
-        ({...each, messages: [...each.messages, ...["theirs", "x"].map((content) => ({role: "user", content}))]})))),
-        dispatchEvent(new StorageEvent("storage", {key: "gptcli.conversations"}))"""
+    others = """storedConversations().map(({id, messages}) => (
+        localStorage.setItem(CONVERSATION + id, JSON.stringify(
+            {messages: [...messages, ...["theirs", "x"].map((content) => ({role: "user", content}))]})),
+        dispatchEvent(new StorageEvent("storage", {key: CONVERSATION + id})))), null"""
     browser.run(others)
     assert browser.run("current.messages.map((each) => each.content).slice(2)") == ["theirs", "x"]
     assert browser.run("document.querySelectorAll('article').length") == 4
@@ -333,8 +332,8 @@ def test_the_page_answers_where_the_browser_forbids_it_to_keep_anything(browser:
 )
 def test_no_text_of_a_model_is_too_much_to_draw(browser: Browser, server: Running, text: str) -> None:
     fresh(browser, server)
-    kept = [{"id": "1", "title": "long", "messages": [{"role": "assistant", "content": text}]}]
-    browser.run(f"localStorage.setItem('gptcli.conversations', {json.dumps(json.dumps(kept))})")
+    kept = {"title": "long", "messages": [{"role": "assistant", "content": text}]}
+    browser.run(f"localStorage.setItem('gptcli.conversation.1', {json.dumps(json.dumps(kept))})")
     browser.load(f"http://127.0.0.1:{server.port}/")
     browser.until("document.querySelector('#model').value")
     assert browser.run("document.querySelector('article.assistant .said').textContent.length") > 1000
@@ -342,10 +341,9 @@ def test_no_text_of_a_model_is_too_much_to_draw(browser: Browser, server: Runnin
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("conversations", "{"), ("conversations", '{"id": "1"}'), ("conversations", '[{"id": "1", "messages": [null]}]')]
-    + [("conversations", '[{"id": "1", "messages": [], "used": "x"}]'), ("conversations", '[{"messages": []}]')]
+    [("conversation.1", text) for text in ("{", "{}", "[]", '{"messages": [null]}', '{"messages": [], "used": "x"}')]
     + [
-        ("conversations", '[{"id": "1", "messages": [{"role": "assistant", "content": "", "tokens": ' + tokens + "}]}]")
+        ("conversation.1", '{"messages": [{"role": "assistant", "content": "", "tokens": ' + tokens + "}]}")
         for tokens in ('"text"', '[{"id": 1}]', '[{"id": 1, "bytes": [97], "logprob": -1, "top": [null]}]')
     ]
     + [("settings", "nonsense"), ("settings", "[1]")],
@@ -382,8 +380,35 @@ def test_a_conversation_deleted_during_its_answer_stays_deleted(browser: Browser
     browser.run(SILENT)
     browser.run("send('new'), remove(conversations[0] ?? current), null")
     browser.until("!running")
-    assert browser.run("conversations.length") == 0
-    assert browser.run("JSON.parse(localStorage.getItem('gptcli.conversations'))") == []
+    assert browser.run("[conversations.length, storedConversations().length]") == [0, 0]
+
+
+@pytest.mark.parametrize("answering", [True, False])
+def test_a_conversation_deleted_in_another_window_stays_deleted(
+    browser: Browser, server: Running, answering: bool
+) -> None:
+    fresh(browser, server, max_tokens=2)
+    asked(browser, "one")
+    if answering:
+        browser.run(f"{SILENT}, send('two'), null")
+    browser.run("""
+        localStorage.removeItem(CONVERSATION + current.id),
+        dispatchEvent(new StorageEvent("storage", {key: CONVERSATION + current.id})), running?.stop(), null
+    """)
+    browser.until("!running")
+    browser.run("keep(), null")
+    assert browser.run("[conversations.length, storedConversations().length]") == [0, 0]
+    assert asked(browser, "three")
+    assert browser.run("storedConversations().map((each) => each.messages.at(-2).content)") == ["three"]
+
+
+def test_windows_that_keep_at_the_same_moment_lose_nothing(browser: Browser, server: Running) -> None:
+    fresh(browser, server, max_tokens=2)
+    asked(browser, "mine")
+    # The other window has kept a conversation, and this one has not yet been told.
+    browser.run("""localStorage.setItem("gptcli.conversation.9", '{"title": "other", "messages": []}')""")
+    asked(browser, "again")
+    assert browser.run("storedConversations().map((each) => each.title)") == ["other", "mine"]
 
 
 @pytest.mark.parametrize(
