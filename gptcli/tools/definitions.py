@@ -156,7 +156,7 @@ def checked_call(value: object, where: str) -> ToolCall:
     id = rest.get("id")
     if not isinstance(id, str | None):
         raise UsageError(f"{where}.id: a text is wanted")
-    return ToolCall(id or call_id(where, name), name, arguments)
+    return ToolCall(whole(id or call_id(where, name)), whole(name), arguments)
 
 
 def _excerpt(value: object) -> str:

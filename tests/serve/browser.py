@@ -17,12 +17,16 @@ _FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "
 
 
 class Browser:
-    """One page of a browser. problems: exceptions of its scripts, and what its policy refused."""
+    """One page of a browser.
+
+    problems: exceptions of its scripts, and what its policy refused. events: all that DevTools told.
+    """
 
     def __init__(self, commands: int, answers: int) -> None:
         self._commands, self._answers = os.fdopen(commands, "wb", 0), os.fdopen(answers, "rb", 0)
         self._pending, self._number, self._session = b"", 0, ""
         self.problems: list[str] = []
+        self.events: list[dict[str, Any]] = []
 
     def open(self) -> None:
         """Opens an empty page."""
@@ -55,6 +59,8 @@ class Browser:
             self._pending += data
         message, _, self._pending = self._pending.partition(b"\0")
         answer = json.loads(message)
+        if "method" in answer:
+            self.events.append(answer)
         if answer.get("method") == "Runtime.exceptionThrown":
             self.problems.append(answer["params"]["exceptionDetails"]["exception"].get("description", "?"))
         if answer.get("method") == "Log.entryAdded" and answer["params"]["entry"]["level"] == "error":

@@ -74,6 +74,11 @@ def test_the_arguments_of_a_call_may_be_text_or_an_object(arguments: object) -> 
     assert (call.id, call.name, call.arguments) == ("a", "f", {})
 
 
+def test_half_a_surrogate_pair_in_a_call_becomes_a_replacement_character() -> None:
+    call = checked_call({"id": "a\ud800", "function": {"name": "f\ud800", "arguments": '{"\\ud800": 1}'}}, "x")
+    assert (call.id, call.name, call.arguments) == ("a\ufffd", "f\ufffd", {"\ufffd": 1})
+
+
 @pytest.mark.parametrize(
     "call",
     [5, {}, {"function": {}}, {"function": {"name": "f", "arguments": "{"}}]

@@ -13,7 +13,7 @@ from gptcli.tools.definitions import ToolCall, checked_tools
 from gptcli.tools.formats import FORMATS, HARMONY, ToolUse
 from gptcli.tools.json_reading import read_value
 from gptcli.tools.splitter import splitter_of
-from tests.tools.whole_text import Split, split
+from tests.tools.whole_text import Split, in_pieces, split
 
 PROPERTIES = {"city": {"type": "string"}, "days": {"type": "integer"}, "deep": {"type": "object"}, "list": {}}
 TOOLS = checked_tools(
@@ -47,16 +47,6 @@ def found(text: str, format: str, *, ended: bool = True) -> Split:
 
 def named(result: Split) -> list[tuple[str, Any]]:
     return [(call.name, call.arguments) for call in result.calls]
-
-
-def in_pieces(text: str, use: ToolUse, seed: int, *, ended: bool = True) -> Split:
-    """A text split in pieces; whatever was shown on the way stays shown."""
-    splitter, chance, content = splitter_of(use), random.Random(seed), ""
-    while text:
-        size = chance.choice([1, 1, 2, 7])
-        content += splitter.push(text[:size])
-        text = text[size:]
-    return Split(content + splitter.flush(ended=ended), tuple(splitter.calls), splitter.cut)
 
 
 @pytest.mark.parametrize("format", BY_NAME)
