@@ -34,7 +34,7 @@ _SETTINGS = {"temperature": 0.5, "stop": ["z"], "logit_bias": [[5, 1.0]], "max_t
 _TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
 _CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": '{"a": "x"}'}}
 _VALUES: list[Any] = [
-    *[None, True, False, 0, -1, 1, 2, 0.0, 1.0, 1e308, -0.0, 10**30, 2**63, -(2**70), 10**4000, math.nan, math.inf],
+    *[None, True, False, 0, -1, 1, 2, 0.0, 2.0, 1e308, -0.0, 10**30, 2**63, -(2**70), 10**4000, math.nan, math.inf],
     *["", "x", "0", "\0", "\x1b[31m", "\ud800", "\u202e", "é" * 1000, "../x", "[", "[1]", '{"a": [', "assistant"],
     *["user", "tool", "system", "session", "message", "truncate", "settings", [], {}, [None], [[]], ["x"], [1, 2]],
     *[[[5, math.nan]], [["a", "b"]], {"a": 1}, {"type": "x"}, *(json.loads("[" * n + "]" * n) for n in (60, 150, 400))],

@@ -57,7 +57,7 @@ def _call(dice: random.Random) -> ToolCall:
 def _changed(text: str, dice: random.Random) -> str:
     at, to = sorted(dice.randrange(len(text) + 1) for _ in range(2))
     values = list(_SPELLED.finditer(text))
-    match dice.choice(("insert", "insert", "insert", "cut", "repeat", "replace")):
+    match dice.choice(("insert", "insert", "cut", "repeat", "replace", "replace")):
         case "cut":
             return text[:at] + text[at + dice.randrange(1, 30) :]
         case "repeat":
