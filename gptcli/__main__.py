@@ -13,6 +13,8 @@ from typing import NoReturn
 def main() -> NoReturn:
     """Runs the command line; exits with a documented code, or dies by the signal that ended it."""
     gc.set_threshold(200_000)  # importing torch creates half a million objects that stay
+    if _files_are_limited():
+        sys.dont_write_bytecode = True  # Python would keep half of it, which no later run can read
     interrupt = signal.getsignal(signal.SIGINT)
     if interrupt is not signal.SIG_IGN:  # imports can swallow KeyboardInterrupt, so the default ends the process
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -59,6 +61,15 @@ def main() -> NoReturn:
         if ended_by:
             die_by(ended_by[0])
     os._exit(code)  # all output is written; an ordinary exit with torch loaded takes a quarter of a second
+
+
+def _files_are_limited() -> bool:
+    """Whether `ulimit -f` bounds the size of files."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return False
+    return resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
 
 
 if __name__ == "__main__":

@@ -199,15 +199,27 @@ def written_whole(path: Path, *, new: bool = False) -> Iterator[Path]:
         os.close(descriptor)
         draft.chmod(0o666 & ~_umask())  # not fchmod, which Windows lacks before Python 3.13
         yield draft
-        with waited_lock(path.parent) if new else contextlib.nullcontext():
-            if new and os.path.lexists(path):
-                raise made_meanwhile(path)
+        if new:
+            _move_to_new(draft, path)
+        else:
             draft.replace(path)
     except OSError as error:
         raise OutputError(f"cannot write: {path}: {error.strerror or error}") from None
     finally:
         if draft is not None:
             draft.unlink(missing_ok=True)
+
+
+def _move_to_new(draft: Path, path: Path) -> None:
+    """Gives a file a name that none has. Raises OutputError if one has it, and OSError."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise made_meanwhile(path) from None
+    except OSError:  # a file system without links
+        if os.path.lexists(path):
+            raise made_meanwhile(path) from None
+        draft.replace(path)
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ def test_a_part_of_a_tensor_is_what_a_slice_of_all_of_it_is(
     values = torch.rand(shape).to(data.draw(st.sampled_from([torch.float32, torch.bfloat16])))
     file = tmp_path_factory.mktemp("part") / "model.safetensors"
     save_file({"before": torch.zeros(3), "x": values}, file)
-    folder = cast(ModelFolder, SimpleNamespace(tensors=read_header(file)))
+    folder = cast(ModelFolder, SimpleNamespace(tensors=read_header(file), stamps={}))
     with pytest.MonkeyPatch.context() as patch, TensorSource(folder) as source:
         patch.setattr(tensor_source, "_PAGE", page)
         part = source.slice("x", axis, chosen)

@@ -33,7 +33,7 @@ def nothing_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def planned(*arguments: Any) -> device.DevicePlan:
         plan = plan_for(*arguments)
-        return replace(plan, weights=replace(plan.weights, library=None), library=None, record=refused)
+        return replace(plan, weights=replace(plan.weights, library=None), library=None, capture=refused)
 
     monkeypatch.setattr(device, "plan_for", planned)
 

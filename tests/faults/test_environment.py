@@ -25,6 +25,13 @@ def test_a_file_that_may_not_grow_is_an_output_error(tmp_path: Path) -> None:
     assert done == Result(8, b"", "gptcli: error: cannot write: standard output: File too large\n")
 
 
+@pytest.mark.parametrize(("limit", "written"), [("unlimited", True), ("1", False)])
+def test_half_of_a_module_is_never_kept(limit: str, written: bool, tmp_path: Path) -> None:
+    done = shell(f"ulimit -f {limit}; PYTHONPYCACHEPREFIX={tmp_path} PYTHONDONTWRITEBYTECODE= $gptcli --version")
+    assert done.code == 0
+    assert any("app." in file.name for file in tmp_path.rglob("*.pyc")) == written
+
+
 @pytest.mark.parametrize("limit", ["-n 8", "-v 2097152"], ids=["open files", "address space"])
 def test_few_files_and_two_gigabytes_are_enough(limit: str) -> None:
     assert shell(f"ulimit {limit}; {RUN}").code == 0

@@ -209,6 +209,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[GptcliError], str]] = {
          "heads of 0 channels"),
     "a layer too many": ({"block_count": 3}, BrokenCheckpoint, "does not use"),
     "a layer too few": ({"block_count": 5}, BrokenCheckpoint, "missing"),
+    "scaling without a type": ({"rope.scale_linear": 4.0}, UnsupportedArchitecture, "scale_linear"),
     "extrapolation of yarn": (YARN_FIELDS | {"rope.scaling.yarn_ext_factor": 0.5}, UnsupportedArchitecture,
          "yarn_ext_factor"),
 }  # fmt: skip

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -54,7 +55,12 @@ def test_a_failure_leaves_no_directory(tmp_path: Path, monkeypatch: pytest.Monke
     assert put("name").parent == root
 
 
-def test_what_another_process_made_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_links", [True, False])
+def test_what_another_process_made_meanwhile_is_not_replaced(
+    has_links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_links:
+        monkeypatch.setattr(os, "link", Mock(side_effect=PermissionError))
     first = put("name", '{"first": 1}', replace=False)
     with pytest.raises(OutputError, match="another process made it meanwhile"):
         put("name", "{}", replace=False)
@@ -63,8 +69,9 @@ def test_what_another_process_made_meanwhile_is_not_replaced(tmp_path: Path) -> 
         with written_whole(tmp_path / "file", new=True) as draft:
             draft.write_text("second")
             (tmp_path / "file").write_text("first")
-    assert [each.name for each in tmp_path.glob("*file*")] == ["file"]
-    assert (tmp_path / "file").read_text() == "first"
+    with written_whole(tmp_path / "file 2", new=True) as draft:
+        draft.write_text("second")
+    assert {each.name: each.read_text() for each in tmp_path.glob("*file*")} == {"file": "first", "file 2": "second"}
 
 
 def test_a_model_of_the_same_name_is_replaced_whole() -> None:

@@ -488,8 +488,8 @@ def test_a_snapshot_has_exactly_the_logits_of_the_decoder(engine: TorchEngine, t
     if snapshot is None:
         return
     library = needed_library()
-    write(snapshot, {"this": "one"}, library, tmp_path / "copy")
-    copy = read(tmp_path / "copy", {"this": "one"}, library, "fp32", free=sys.maxsize, positions=80)
+    write(snapshot, {"model": "this one"}, library, tmp_path / "copy")
+    copy = read(tmp_path / "copy", {"model": "this one"}, library, "fp32", free=sys.maxsize, positions=80)
     assert copy is not None
     copy.wait()
     del snapshot

@@ -398,8 +398,9 @@ def test_a_conversation_deleted_in_another_window_stays_deleted(
     browser.until("!running")
     browser.run("keep(), null")
     assert browser.run("[conversations.length, storedConversations().length]") == [0, 0]
-    assert asked(browser, "three")
-    assert browser.run("storedConversations().map((each) => each.messages.at(-2).content)") == ["three"]
+    if not answering:
+        assert asked(browser, "three")  # in it, so it is wanted after all
+        assert browser.run("storedConversations().map((each) => each.messages.at(-2).content)") == ["three"]
 
 
 def test_windows_that_keep_at_the_same_moment_lose_nothing(browser: Browser, server: Running) -> None:

@@ -40,7 +40,8 @@ def rope_scaling(fields: Fields, config: dict[str, Any]) -> dict[str, Any] | Non
         fields.expect("rope.scaling.yarn_ext_factor", 1.0, -1.0)
         return {name: value for name, value in scaling.items() if value is not None}
     if kind == "none" or (kind == "linear" and factor in (None, 1.0)):
-        fields.expect("rope.scaling.factor", 0.0, 1.0)
+        for name in ("rope.scaling.factor", "rope.scale_linear"):  # old files have the latter, without a type
+            fields.expect(name, 0.0, 1.0)
         return None
     if kind == "linear":
         return {"rope_type": "linear", "factor": factor}
