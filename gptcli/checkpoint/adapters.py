@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gptcli.checkpoint.config.hf_config import HfConfig
-from gptcli.checkpoint.folder import ModelFolder
+from gptcli.checkpoint.folder import ModelFolder, stamps_of
 from gptcli.checkpoint.load import WeightPlan
 from gptcli.checkpoint.recipes import Concat, Recipe, ReorderedRows, Take, Transposed, sources
 from gptcli.checkpoint.registry import architecture_of
@@ -122,13 +122,16 @@ class Adapter:
     def open(cls, path: Path, weight: float = 1.0) -> Adapter:
         """Reads an adapter's directory; its updates are multiplied by a weight.
 
-        Raises BrokenCheckpoint, and UnsupportedArchitecture for what changes more than linear layers.
+        Raises BrokenCheckpoint, UnsupportedArchitecture for what changes more than linear layers, and InputError for
+        weights that are replaced meanwhile.
         """
         config = read_json(path / ADAPTER_CONFIG)
         _check(config, path)
-        if not is_there(path / ADAPTER_WEIGHTS):
+        weights = path / ADAPTER_WEIGHTS
+        if not is_there(weights):
             raise BrokenCheckpoint(f"no weights: {path}: {ADAPTER_WEIGHTS} is not there")
-        folder = ModelFolder(path, {}, None, read_header(path / ADAPTER_WEIGHTS))
+        stamps = stamps_of([weights])
+        folder = ModelFolder(path, {}, None, read_header(weights), stamps=stamps)
         factors: dict[str, dict[str, Tensor]] = {}
         with TensorSource(folder) as source:
             for name in folder.tensors:

@@ -65,7 +65,7 @@ class ModelFolder:
         if not is_there(path / "config.json"):
             refuse_adapter(path)
             raise ModelNotFound(f"not a model directory: {path}: it has no config.json")
-        notes, stamps = list[Note](), _stamps(path.glob("*.safetensors"))
+        notes, stamps = list[Note](), stamps_of(path.glob("*.safetensors"))
         config = read_json(path / "config.json", notes=notes, contradictions=True)
         return cls(path, config, _read_generation_config(path, notes), *_read_tensors(path), notes, stamps=stamps)
 
@@ -73,7 +73,7 @@ class ModelFolder:
     def _open_gguf(cls, path: Path) -> Self:
         from gptcli.checkpoint.header_snapshots import header_slot, read_header_snapshot  # most models need none of it
 
-        stamps = _stamps([Path(os.path.realpath(path))])
+        stamps = stamps_of([Path(os.path.realpath(path))])
         slot = header_slot(path)
         if slot is not None and (kept := read_header_snapshot(slot)) is not None:
             return cls(
@@ -91,7 +91,7 @@ class ModelFolder:
             notes.append(_TEXT_ALONE)
         if model.ahead:
             notes.append(Note(_AHEAD, tuple(f"blk.{layer}" for layer in model.ahead)))
-        stamps = _stamps({each.file for each in tensors.values()}) | stamps  # other parts only now
+        stamps = stamps_of({each.file for each in tensors.values()}) | stamps  # other parts only now
         folder = cls(path, model.config, model.generation_config, tensors, (), notes, True, model, slot, stamps)
         if kinds := sorted({stored.about for stored in folder.weights.values() if is_expanded(stored)}):
             what = "expanded in memory, for nothing multiplies with them as stored: blocks of type"
@@ -226,7 +226,7 @@ def stamp(status: os.stat_result) -> Stamp:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _stamps(files: Iterable[Path]) -> dict[Path, Stamp]:
+def stamps_of(files: Iterable[Path]) -> dict[Path, Stamp]:
     """The stamps of those files that are there."""
     found = dict[Path, Stamp]()
     for file in files:

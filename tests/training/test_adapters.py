@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import urllib.request
@@ -17,7 +18,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import gptcli
+from gptcli.checkpoint import adapters
 from gptcli.checkpoint.adapters import Adapter
+from gptcli.checkpoint.safetensors_header import TensorInfo, read_header
 from gptcli.cli.app import run
 from gptcli.errors import BrokenCheckpoint, GptcliError, InputError
 from tests.cli.conftest import GPTCLI, Cli
@@ -240,6 +243,21 @@ def test_what_an_adapter_has_and_we_do_not_apply_is_refused(
     (adapter / "adapter_config.json").write_text(json.dumps(config | change))
     with pytest.raises(GptcliError, match=said):
         ours(model, adapter)
+
+
+def test_an_adapter_that_is_replaced_while_it_is_read_is_refused(
+    pair: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, first, second = pair
+
+    def replaced(path: Path) -> dict[str, TensorInfo]:
+        header = read_header(path)
+        os.replace(second / path.name, path)  # of the same size
+        return header
+
+    monkeypatch.setattr(adapters, "read_header", replaced)
+    with pytest.raises(InputError, match="another process has changed it meanwhile"):
+        Adapter.open(first)
 
 
 def test_a_layer_with_a_number_of_thousands_of_digits_is_refused(tmp_path: Path) -> None:
