@@ -195,7 +195,7 @@ def _lm_studio() -> Iterator[tuple[str, Path]]:
 def _lm_studio_pointer() -> Iterator[Path]:
     """The directory that LM Studio was moved to, if its pointer names one."""
     with contextlib.suppress(GptcliError):
-        yield Path(_text(_home() / ".lmstudio-home-pointer").strip())
+        yield from _directory(_text(_home() / ".lmstudio-home-pointer").strip())
 
 
 def _downloads(homes: Iterable[Path]) -> Iterator[Path]:
@@ -203,7 +203,13 @@ def _downloads(homes: Iterable[Path]) -> Iterator[Path]:
     for home in homes:
         with contextlib.suppress(GptcliError):
             if isinstance(folder := read_json(home / "settings.json").get("downloadsFolder"), str):
-                yield Path(folder)
+                yield from _directory(folder)
+
+
+def _directory(path: str) -> Iterator[Path]:
+    """A directory, if it is one: settings may name what no path can be."""
+    if os.path.isdir(path):
+        yield Path(path)
 
 
 def _llama_cpp() -> Iterator[tuple[str, Path]]:

@@ -177,11 +177,15 @@ def test_lm_studio_may_have_been_moved_and_its_models_too(home: Path, tmp_path: 
     assert find("lmstudio:owner/Other-GGUF/Tiny-Q8_0") is None
     (home / ".lmstudio-home-pointer").write_text(f"{tmp_path / 'studio'}\n")
     assert find("lmstudio:owner/Other-GGUF/Tiny-Q8_0") is not None
-    for broken in ("{", '{"downloadsFolder": 3}', "[]"):
+    impossible = [json.dumps({"downloadsFolder": path}) for path in ("a\0b", "é" * 300)]
+    for broken in ("{", '{"downloadsFolder": 3}', "[]", *impossible):
         (tmp_path / "studio/settings.json").write_text(broken)
         assert find("lmstudio:owner/Other-GGUF/Tiny-Q8_0") is None
     elsewhere.rename(tmp_path / "studio/models/owner/Other-GGUF")
     assert find("lmstudio:owner/Other-GGUF/Tiny-Q8_0") is not None
+    for broken in ("a\0b", "x" * 5000):
+        (home / ".lmstudio-home-pointer").write_text(broken)
+        assert find("lmstudio:owner/Other-GGUF/Tiny-Q8_0") is None
 
 
 def test_llama_cpps_cache_may_be_of_repositories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
