@@ -262,14 +262,21 @@ def lock(descriptor: int, *, wait: bool = False) -> bool:
 
 
 @contextlib.contextmanager
-def waited_lock(directory: Path) -> Iterator[None]:
-    """Runs the block in one process at a time for a directory; others wait. On Windows none does."""
-    if os.name == "nt":  # cannot open directories
+def locked_directory(directory: Path, busy: str | None = None) -> Iterator[None]:
+    """Runs the block in one process at a time for a directory. On Windows, which cannot open directories, in any.
+
+    busy: what another process does there, for an OutputError; None waits for it.
+    """
+    if os.name == "nt":
         yield
         return
-    descriptor = os.open(directory, os.O_RDONLY)
     try:
-        lock(descriptor, wait=True)
+        descriptor = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        raise OutputError(f"cannot write: {directory}: {error.strerror}") from None
+    try:
+        if not lock(descriptor, wait=busy is None):
+            raise OutputError(f"cannot write: {directory}: {busy}")
         yield
     finally:
         os.close(descriptor)

@@ -222,7 +222,7 @@ class ModelFolder:
 
 
 def stamp(status: os.stat_result) -> Stamp:
-    """Differs once a file was replaced or written to."""
+    """Differs once a file was replaced or written to; unlike `files.identity`, not for another name or other rights."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import InputError, InvalidModel, OutputError, UsageError
-from gptcli.files import MANIFEST, lock, made_directory, made_meanwhile, open_regular, open_within, waited_lock
+from gptcli.files import MANIFEST, locked_directory, made_directory, made_meanwhile, open_regular, open_within
 from gptcli.models.catalog import SCRATCH, find, find_named, first_gguf, install_root, is_name, missing, roots
 
 _ABANDONED_S = 24 * 3600
@@ -49,7 +49,7 @@ def scratch(name: str | None = None) -> Iterator[Path]:
             else:
                 directory = root / f"{SCRATCH}{name.replace('/', '--')}"
                 directory.mkdir(exist_ok=True)
-            with _locked(directory):
+            with locked_directory(directory, "another process is fetching the same model"):
                 yield directory
             done = True
         except InvalidModel:
@@ -66,7 +66,7 @@ def scratch(name: str | None = None) -> Iterator[Path]:
 def one_at_a_time() -> Iterator[None]:
     """Runs the block in one process at a time; others wait. Raises OutputError as `scratch` does."""
     lock = install_root() / ".lock"
-    with made_directory(lock), waited_lock(lock):
+    with made_directory(lock), locked_directory(lock):
         yield
 
 
@@ -101,7 +101,7 @@ def install(directory: Path, name: str, source: dict[str, Any], *, replace: bool
     (directory / MANIFEST).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     directory.chmod(0o755)  # a temporary directory is private
     target = install_root() / name
-    with waited_lock(install_root()), scratch() as aside:
+    with locked_directory(install_root()), scratch() as aside:
         check_name(name)
         if not replace and os.path.lexists(target):
             raise made_meanwhile(target)
@@ -164,21 +164,6 @@ def changed_files(model: Path, record: dict[str, Any]) -> list[str]:
         # A record may have come with the model: it must not name files elsewhere.
         if Path(name).name != name or not (model / name).is_file() or _checksum(open_within(model / name)) != checksum
     ]
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Locks a directory. Raises OutputError if another process has locked it."""
-    if os.name == "nt":  # cannot open directories
-        yield
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        if not lock(descriptor):
-            raise OutputError(f"cannot write: {directory}: another process is fetching the same model")
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _sweep(root: Path) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gptcli.errors import OutputError
-from gptcli.files import UNFINISHED, lock, made_directory, read_json, written_whole
+from gptcli.files import UNFINISHED, locked_directory, made_directory, read_json, written_whole
 from gptcli.training.parallel.data_parallel import Processes
 
 _KEPT = 2
@@ -48,15 +48,8 @@ class RunDirectory:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Makes the directory, which stays unless it is empty; no other process trains there within the block."""
-        with made_directory(self.path):
-            with output_errors(self.path):
-                descriptor = os.open(self.path, os.O_RDONLY)
-            try:
-                if not lock(descriptor):
-                    raise OutputError(f"cannot write: {self.path}: another process trains there")
-                yield
-            finally:
-                os.close(descriptor)
+        with made_directory(self.path), locked_directory(self.path, "another process trains there"):
+            yield
 
     @property
     def record(self) -> dict[str, Any] | None:
