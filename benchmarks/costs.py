@@ -24,7 +24,6 @@ import gptcli
 from gptcli.kernels.tensors import library
 from gptcli.runtime.bench import Bandwidth
 from gptcli.runtime.torch_engine import TorchEngine
-from gptcli.runtime.weight_bytes import weight_bytes
 
 SHAPES = (
     Shape(layers=8, hidden=384, mlp=1024, heads=6, kv_heads=2),
@@ -66,8 +65,7 @@ def point(engine: TorchEngine, context: int) -> dict[str, Any]:
         started = time.perf_counter()
         engine.decode(step, cache)
         seconds.append(time.perf_counter() - started)
-    read = weight_bytes(engine.decoder) + engine.decoder.config.cache_bytes(context, cache.dtype.itemsize)
-    return {"context": context, "ms": statistics.median(seconds) * 1000, "bytes": read}
+    return {"context": context, "ms": statistics.median(seconds) * 1000, "bytes": engine.bytes_a_token(context)}
 
 
 # ---- the picture ----

@@ -15,6 +15,7 @@ enum { LANES = 8 };
 #define TILE_TOKENS 4
 #define PAIRED_TOKENS 0
 #define HAS_CODES 0
+#define HAS_MASKS 0
 #define FEW 3
 #define PANEL_TOKENS 6
 

@@ -29,6 +29,7 @@ static void multiply_vectors(const uint16_t *x, int64_t next, const uint16_t *pa
         UNROLL for (int t = 0; t < PAIR_TOKENS; t++)
             UNROLL for (int v = 0; v < 2; v++)
                 sums[t][v] = _mm512_loadu_ps(before.first + (token + t) * before.stride + v * LANES);
+        fetch_outputs(out.first + (token + PAIR_TOKENS) * out.stride, out.stride, PAIR_TOKENS);
         for (int64_t step = 0; step < steps; step++)
             for (int64_t pair = 0; pair < TILE_LINES; pair++) {
                 const uint16_t *weights = panel + step * 2 * TILE_NUMBERS + pair * SEGMENT;
@@ -49,7 +50,7 @@ static void multiply_vectors(const uint16_t *x, int64_t next, const uint16_t *pa
 
 void avx512_bf16_panels(const Matrix *matrix, const uint16_t *x, int64_t tokens, int64_t begin, int64_t end,
                         float *panel, const Output *output) {
-    bf16_panels(matrix, x, tokens, begin, end, (uint16_t *)panel, output, multiply_vectors);
+    bf16_panels(matrix, x, tokens, begin, end, (uint16_t *)panel, PANEL_FLOATS, output, multiply_vectors);
 }
 
 void avx512_bf16_blocks(const Matrix *matrix, const Activations *x, int64_t begin, int64_t end, const Output *output) {
@@ -97,7 +98,7 @@ static void multiply_tiles(const uint16_t *x, int64_t next, const uint16_t *pane
 void amx_panels(const Matrix *matrix, const uint16_t *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
                 const Output *output) {
     configure_tiles();
-    bf16_panels(matrix, x, tokens, begin, end, (uint16_t *)panel, output, multiply_tiles);
+    bf16_panels(matrix, x, tokens, begin, end, (uint16_t *)panel, L1_FLOATS, output, multiply_tiles);
     _tile_release();
 }
 

@@ -9,6 +9,7 @@ enum { LANES = 16 };
 #define TILE_TOKENS 8
 #define PAIRED_TOKENS 4
 #define HAS_CODES 1
+#define HAS_MASKS 1
 #define FEW 16
 #define PANEL_TOKENS 12
 
@@ -35,6 +36,22 @@ static inline floats interleave_high(floats a, floats b) {
 static inline ints nearest(floats value) { return (ints)_mm512_cvtps_epi32((__m512)value); }
 static inline float sum(floats value) { return _mm512_reduce_add_ps((__m512)value); }
 static inline int32_t largest(ints value) { return _mm512_reduce_max_epi32((__m512i)value); }
+
+/* As in vectors.h. */
+static inline floats least(floats a, floats b) { return (floats)_mm512_min_ps((__m512)a, (__m512)b); }
+static inline floats greatest(floats a, floats b) { return (floats)_mm512_max_ps((__m512)a, (__m512)b); }
+
+static inline __mmask16 lanes_before(int64_t index, int64_t size) {
+    return size - index < LANES ? (__mmask16)((1 << (size - index)) - 1) : (__mmask16)-1;
+}
+
+static inline floats load_some(const float *from, int64_t index, int64_t size) {
+    return (floats)_mm512_maskz_loadu_ps(lanes_before(index, size), from + index);
+}
+
+static inline void store_some(float *to, int64_t index, int64_t size, floats value) {
+    _mm512_mask_storeu_ps(to + index, lanes_before(index, size), (__m512)value);
+}
 
 static inline words look_up(const uint8_t *table, words indices) {
     __m512i values = _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)table));

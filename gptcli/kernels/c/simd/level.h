@@ -18,6 +18,7 @@
  *   look_up             each byte of words replaced by that at its index, below 16, in a table
  *   dot                 ints + the products of four u8 (a word) and four s8 (an int32_t), in each lane, exact
  *   HAS_CODES           1 if there are an encode_record and a decode_record (see products/coded_dots.h), else 0
+ *   HAS_MASKS           1 if there are own least, greatest, load_some and store_some (see vectors.h), else 0
  *
  * A function with constant arguments is inlined once for each combination of them, so that its inner loops unroll and
  * its arrays become registers.

@@ -9,6 +9,7 @@ enum { LANES = 4 };
 #define TILE_TOKENS 2
 #define PAIRED_TOKENS 0
 #define HAS_CODES 0
+#define HAS_MASKS 0
 #define FEW 1
 #define PANEL_TOKENS 4
 

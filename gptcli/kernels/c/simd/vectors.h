@@ -36,9 +36,27 @@ INLINE floats splat(float value) { return (floats){0} + value; }
 INLINE floats float_of_ints(ints value) { return __builtin_convertvector(value, floats); }
 INLINE floats choose(ints mask, floats yes, floats no) { return (floats)((mask & (ints)yes) | (~mask & (ints)no)); }
 
+#if !HAS_MASKS
 /* With a NaN both give b, for the comparison is false. */
 INLINE floats least(floats a, floats b) { return choose(a < b, a, b); }
 INLINE floats greatest(floats a, floats b) { return choose(a > b, a, b); }
+
+/* The vector at `index` of an array of `size`, with zeros past its end. */
+INLINE floats load_some(const float *from, int64_t index, int64_t size) {
+    if (index + LANES <= size) return load(from + index);
+    floats value = {0};
+    memcpy(&value, from + index, (size_t)(size - index) * sizeof(float));
+    return value;
+}
+
+INLINE void store_some(float *to, int64_t index, int64_t size, floats value) {
+    int64_t count = size - index < LANES ? size - index : LANES;
+    if (count == LANES)
+        store(to + index, value);
+    else
+        memcpy(to + index, &value, (size_t)count * sizeof(float));
+}
+#endif
 
 INLINE void prefetch(const void *address, int64_t ahead) { __builtin_prefetch((const char *)address + ahead); }
 
@@ -89,19 +107,3 @@ INLINE floats exponential(floats x) {
 
 INLINE floats sigmoid(floats x) { return 1 / (1 + exponential(-x)); }
 INLINE floats hyperbolic_tangent(floats x) { return 1 - 2 / (exponential(2 * x) + 1); }
-
-/* The vector at `index` of an array of `size`, with zeros past its end. */
-INLINE floats load_some(const float *from, int64_t index, int64_t size) {
-    if (index + LANES <= size) return load(from + index);
-    floats value = {0};
-    memcpy(&value, from + index, (size_t)(size - index) * sizeof(float));
-    return value;
-}
-
-INLINE void store_some(float *to, int64_t index, int64_t size, floats value) {
-    int64_t count = size - index < LANES ? size - index : LANES;
-    if (count == LANES)
-        store(to + index, value);
-    else
-        memcpy(to + index, &value, (size_t)count * sizeof(float));
-}

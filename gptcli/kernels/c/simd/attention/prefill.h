@@ -97,7 +97,7 @@ static void attend_prefill(const Prefill *prefill, int64_t kv_head, int64_t begi
         const float *values = kind == CACHE_FP32 ? (const float *)cached + from * head_dim : expanded;
         int64_t present = newest - from < SPAN ? newest - from : SPAN;
         if (values == expanded) expand(kind, cached, head_dim, prefill->room, from, from + present, expanded);
-        product(queries, head_dim, keys, SPAN, padded, head_dim, SPAN, scores, SPAN, 0);
+        product(queries, head_dim, keys, SPAN, padded, head_dim, round_up(present, 2 * LANES), scores, SPAN, 0);
         for (int64_t row = 0; row < rows; row++) {
             int64_t first, last;
             seen_in_span(prefill, begin + row / group, from, &first, &last);

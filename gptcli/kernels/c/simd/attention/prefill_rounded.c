@@ -91,10 +91,10 @@ void rounded_span(const float *keys, const float *values, int64_t present, int64
         }
 }
 
-/* Scores of ROWS queries (ROWS, depth / 2) over a span. */
+/* Scores of ROWS queries (ROWS, depth / 2) over the first `seen` positions of a span; of further ones, anything. */
 INLINE void scores_of_rows(const int32_t *queries, const float *query_scales, const int32_t *keys, const float *scales,
-                           int64_t depth, float *scores) {
-    for (int64_t position = 0; position < SPAN; position += 2 * LANES) {
+                           int64_t depth, int64_t seen, float *scores) {
+    for (int64_t position = 0; position < seen; position += 2 * LANES) {
         ints sums[ROWS][2] = {{{0}}}; /* __m512i would be moved from register to register */
         const int32_t *from = keys + position;
         for (int64_t pair = 0; pair < depth / 2; pair++, from += SPAN) {
@@ -112,14 +112,14 @@ INLINE void scores_of_rows(const int32_t *queries, const float *query_scales, co
     }
 }
 
-/* Adds a span's values, weighted, to the results of ROWS queries, (ROWS, depth). */
-INLINE void add_values(const int32_t *weights, const int32_t *values, int64_t depth, float *out) {
+/* Adds the first `seen` values of a span, weighted, to the results of ROWS queries, (ROWS, depth). */
+INLINE void add_values(const int32_t *weights, const int32_t *values, int64_t depth, int64_t seen, float *out) {
     for (int64_t channel = 0; channel < depth; channel += 2 * LANES) {
         __m512 sums[ROWS][2];
         UNROLL for (int r = 0; r < ROWS; r++)
             UNROLL for (int v = 0; v < 2; v++) sums[r][v] = _mm512_loadu_ps(out + r * depth + channel + v * LANES);
         const int32_t *from = values + channel;
-        for (int64_t pair = 0; pair < PAIRS; pair++, from += depth) {
+        for (int64_t pair = 0; pair < (seen + 1) / 2; pair++, from += depth) {
             const __m512bh low = (__m512bh)_mm512_loadu_si512(from), high = (__m512bh)_mm512_loadu_si512(from + LANES);
             UNROLL for (int r = 0; r < ROWS; r++) {
                 const __m512bh weight = (__m512bh)_mm512_set1_epi32(weights[r * PAIRS + pair]);
@@ -155,9 +155,11 @@ void rounded_attend(const Prefill *prefill, int64_t kv_head, int64_t begin, int6
     for (int64_t row = 0; row < padded; row++) {
         greatest_scores[row] = -INFINITY;
         query_scales[row] = 0;
-        if (row < rows)
-            query_scales[row] = round_vector(query_of_row(prefill, kv_head, begin, row), prefill->scale, head_dim,
-                                             depth, (int16_t *)(queries + row * depth / 2));
+        if (row >= rows) continue;
+        for (int64_t i = 0; i < head_dim; i += LANES)
+            __builtin_prefetch(result_of_row(prefill, kv_head, begin, row) + i, 1, 2);
+        query_scales[row] = round_vector(query_of_row(prefill, kv_head, begin, row), prefill->scale, head_dim, depth,
+                                         (int16_t *)(queries + row * depth / 2));
     }
     const int64_t span_bytes = (SPAN * depth + SPAN) * (int64_t)sizeof(float);
     for (int64_t from = first_span(prefill, begin); from < prefill->first + end; from += SPAN) {
@@ -167,7 +169,10 @@ void rounded_attend(const Prefill *prefill, int64_t kv_head, int64_t begin, int6
         const float *scales = span + depth / 2 * SPAN;
         for (int64_t row = 0; row < rows; row += ROWS) {
             fetch_part(span + 2 * SPAN * depth, span_bytes, row / ROWS, padded / ROWS); /* of the next one */
-            scores_of_rows(queries + row * depth / 2, query_scales + row, keys, scales, depth, scores);
+            const int64_t last_row = smaller(row + ROWS, rows) - 1;
+            const int64_t seen = within_span(prefill->first + begin + last_row / group - from + 1);
+            if (seen == 0) continue;
+            scores_of_rows(queries + row * depth / 2, query_scales + row, keys, scales, depth, seen, scores);
             for (int64_t r = 0; r < ROWS && row + r < rows; r++) {
                 int64_t first = 0, last = SPAN;
                 floats values[SPAN_VECTORS], total = load(totals + (row + r) * LANES);
@@ -178,7 +183,7 @@ void rounded_attend(const Prefill *prefill, int64_t kv_head, int64_t begin, int6
                 round_weights(values, &total, weights + r * PAIRS);
                 store(totals + (row + r) * LANES, total);
             }
-            add_values(weights, (const int32_t *)(scales + SPAN), depth, out + row * depth);
+            add_values(weights, (const int32_t *)(scales + SPAN), depth, seen, out + row * depth);
         }
     }
     for (int64_t row = 0; row < rows; row++)

@@ -32,6 +32,12 @@ INLINE const float *query_of_row(const Prefill *prefill, int64_t kv_head, int64_
            (kv_head * group + row % group) * prefill->head_dim;
 }
 
+/* Where a row's result goes. */
+INLINE float *result_of_row(const Prefill *prefill, int64_t kv_head, int64_t begin, int64_t row) {
+    int64_t group = prefill->heads / prefill->kv_heads;
+    return prefill->out + ((begin + row / group) * prefill->heads + kv_head * group + row % group) * prefill->head_dim;
+}
+
 /* Adds what scores over the span at `from` gain with the position, counted from the newest one unless it is rounded. */
 INLINE void add_alibi_of_row(const Prefill *prefill, int64_t kv_head, int64_t row, int64_t from, float *scores) {
     if (prefill->slopes == NULL) return;
@@ -43,12 +49,12 @@ INLINE void add_alibi_of_row(const Prefill *prefill, int64_t kv_head, int64_t ro
 /* Writes a row's result, which is divided by its total weight. */
 INLINE void store_result(const Prefill *prefill, int64_t kv_head, int64_t begin, int64_t row, float most, float total,
                          const float *out) {
-    int64_t group = prefill->heads / prefill->kv_heads, head = kv_head * group + row % group;
-    float *to = prefill->out + ((begin + row / group) * prefill->heads + head) * prefill->head_dim, shrink = 1;
+    float *to = result_of_row(prefill, kv_head, begin, row), shrink = 1;
     if (prefill->sinks != NULL) {
-        float with_sink = fmaxf(most, prefill->sinks[head]);
+        int64_t group = prefill->heads / prefill->kv_heads;
+        float sink = prefill->sinks[kv_head * group + row % group], with_sink = fmaxf(most, sink);
         shrink = expf(most - with_sink);
-        total = total * shrink + expf(prefill->sinks[head] - with_sink);
+        total = total * shrink + expf(sink - with_sink);
     }
     for (int64_t i = 0; i < prefill->head_dim; i += LANES)
         store_some(to, i, prefill->head_dim, load_some(out, i, prefill->head_dim) * (shrink / total));

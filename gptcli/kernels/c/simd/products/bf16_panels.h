@@ -3,20 +3,16 @@
  * Tokens and weights lie in tiles of 1 KB, which are 16 lines of 32 numbers:
  *   tokens    (tokens / 16, steps)   a line has SEGMENT columns of a token; past the last column are zeros
  *   weights   (steps, 2)             a line has two columns of 16 rows, those of a row side by side
- * A panel is PANEL_ROWS rows of at most BF16_COLUMNS columns. It stays in the L1 cache while all tokens, BF16_TOKENS at
- * a time, are multiplied with it.
+ * A panel is PANEL_ROWS rows of some columns. All tokens, BF16_TOKENS at a time, are multiplied with it.
  */
 #pragma once
 
-#include "../../weights/coded_layout.h"
 #include "affine_dequantize.h"
+#include "fetch_panel.h"
 #include "../amx_tiles.h"
 #include "../bf16_pairs.h"
 
-enum {
-    PANEL_ROWS = 2 * LANES,
-    BF16_COLUMNS = PANEL_FLOATS * 2 / PANEL_ROWS,
-};
+enum { PANEL_ROWS = 2 * LANES };
 
 /* Numbers for BF16_TOKENS tokens and PANEL_ROWS rows: token t's are at first + t * stride. */
 typedef struct Square {
@@ -141,25 +137,10 @@ INLINE void bf16_square(const uint16_t *x, int64_t next, const uint16_t *panel, 
         memcpy(out.first + t * out.stride, edge + t * PANEL_ROWS, (size_t)rows * sizeof(float));
 }
 
-/* Part `i` of `n` of what the panel that begins at a row is filled from. A few lines at a time, while the one before is
- * multiplied: all at once would wait for memory. */
-INLINE void fetch_panel(const Matrix *matrix, int64_t row, int64_t i, int64_t n) {
-    if (row >= matrix->rows) return;
-    int64_t numbers = row * matrix->columns, count = PANEL_ROWS * matrix->columns;
-    if (matrix->kind == AFFINE) {
-        fetch_part(matrix->packed + row / BLOCK * matrix->block_bytes, PANEL_ROWS / BLOCK * matrix->block_bytes, i, n);
-    } else if (matrix->kind == CODED) {
-        fetch_part(matrix->packed + numbers / RECORD * CODE_BYTES, count / RECORD * CODE_BYTES, i, n);
-        fetch_part(matrix->rest + numbers / RECORD * matrix->rest_bytes, count / RECORD * matrix->rest_bytes, i, n);
-    } else {
-        fetch_part((const uint16_t *)matrix->dense + numbers, count * (int64_t)sizeof(uint16_t), i, n);
-    }
-}
-
-/* Rows [begin, end) of all tokens. */
+/* Rows [begin, end) of all tokens. panel_floats: the size of `panel`, which has two numbers in the room of one. */
 INLINE void bf16_panels(const Matrix *matrix, const uint16_t *x, int64_t tokens, int64_t begin, int64_t end,
-                        uint16_t *panel, const Output *output, Multiply multiply) {
-    const int64_t all = (matrix->columns + SEGMENT - 1) / SEGMENT, most = BF16_COLUMNS / SEGMENT;
+                        uint16_t *panel, int64_t panel_floats, const Output *output, Multiply multiply) {
+    const int64_t all = (matrix->columns + SEGMENT - 1) / SEGMENT, most = 2 * panel_floats / PANEL_ROWS / SEGMENT;
     const int64_t across = (all + most - 1) / most, width = (all + across - 1) / across; /* steps of about equal panels */
     const int64_t squares = across * ((tokens + BF16_TOKENS - 1) / BF16_TOKENS);
     for (int64_t row = begin; row < end; row += PANEL_ROWS)
@@ -168,7 +149,7 @@ INLINE void bf16_panels(const Matrix *matrix, const uint16_t *x, int64_t tokens,
             for (int64_t i = 0; i < 2; i++)
                 fill_tiles(matrix, row + i * LANES, step, steps, panel + i * TILE_NUMBERS);
             for (int64_t token = 0; token < tokens; token += BF16_TOKENS, square++) {
-                fetch_panel(matrix, row + PANEL_ROWS, square, squares);
+                fetch_panel(matrix, row + PANEL_ROWS, PANEL_ROWS, square, squares);
                 bf16_square(x + (token / TILE_LINES * all + step) * TILE_NUMBERS, all * TILE_NUMBERS, panel, steps, row,
                             end, token, tokens - token < BF16_TOKENS ? tokens - token : BF16_TOKENS, step == 0, output,
                             multiply);

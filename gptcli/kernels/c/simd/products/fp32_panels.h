@@ -9,10 +9,11 @@
 #include "affine_dequantize.h"
 #include "coded_dots.h"
 #include "dense_dots.h"
+#include "fetch_panel.h"
 
 enum {
     PANEL_ROWS = 2 * LANES,
-    PANEL_COLUMNS = PANEL_FLOATS / PANEL_ROWS,
+    PANEL_COLUMNS = L1_FLOATS / PANEL_ROWS,
 };
 
 /* The first `count` weights of a vector; the others are zero. */
@@ -26,10 +27,7 @@ INLINE floats load_some_weights(const void *weights, int64_t index, int64_t coun
 /* Rows [row, end), at most PANEL_ROWS, and columns [column, column + count); missing rows and columns are zero. */
 INLINE void fill_panel(const Matrix *matrix, int64_t row, int64_t end, int64_t column, int64_t count, float *panel,
                        const Kind kind) {
-    const int64_t size = kind == FLOAT32 ? 4 : 2;
     for (int64_t i = 0; i < count; i += LANES) {
-        /* Prefetches the next panel: with few tokens, waiting for memory takes longer than multiplying. */
-        for (int64_t r = row; r < end; r++) prefetch(matrix->dense, (r * matrix->columns + column + count + i) * size);
         for (int v = 0; v < PANEL_ROWS; v += LANES) {
             floats block[LANES] = {{0}};
             int64_t rows = end - row - v, first = (row + v) * matrix->columns + column + i;
@@ -85,11 +83,9 @@ INLINE void fill_affine_panel(const Matrix *matrix, int64_t row, int64_t end, in
             const uint8_t *record = block + (column + i) / span * matrix->record_bytes;
             const uint8_t *lines = record + constants_bytes(constants) + inside * BLOCK * bits / 8 + lane * 4;
             floats scales[STEP] = {{0}}, bias = {0};
-            prefetch(record, AHEAD);
             for (int first = 0; first < SEGMENT; first += STEP) {
                 if (first == 0 || (constants == NESTED_CENTRED && first == HALF_SEGMENT))
                     bias = exact_constants(record, (inside + first) / matrix->group, lane, bits, constants, scales);
-                prefetch_columns(lines + first * BLOCK * bits / 8, bits);
                 UNROLL for (int c = 0; c < STEP; c++)
                     store(to + (first + c) * PANEL_ROWS,
                           exact_weights(matrix, lines, first, c, bits, constants, scales, bias));
@@ -124,6 +120,7 @@ typedef struct Rows {
 INLINE void panel_tile(const float *panel, const float *x, int64_t stride, int64_t count, Rows before, Rows out,
                        const int tokens) {
     floats sums[PANEL_TOKENS][2] = {{{0}}};
+    fetch_outputs(out.first + tokens * out.stride, out.stride, tokens);
     for (int64_t column = 0; column < count; column++) {
         floats low = load(panel + column * PANEL_ROWS), high = load(panel + column * PANEL_ROWS + LANES);
         UNROLL for (int t = 0; t < tokens; t++) {
@@ -179,10 +176,11 @@ static void panels(const Matrix *matrix, const float *x, int64_t tokens, int64_t
     const int64_t width = ((columns + across - 1) / across + RECORD - 1) / RECORD * RECORD; /* of about equal panels */
     const int64_t tiles = (tokens + PANEL_TOKENS - 1) / PANEL_TOKENS, tile = (tokens + tiles - 1) / tiles;
     for (int64_t row = begin; row < end; row += PANEL_ROWS)
-        for (int64_t column = 0; column < columns; column += width) {
+        for (int64_t column = 0, number = 0; column < columns; column += width) {
             int64_t count = columns - column < width ? columns - column : width;
             fill(matrix, row, end, column, count, panel);
-            for (int64_t token = 0; token < tokens; token += tile) {
+            for (int64_t token = 0; token < tokens; token += tile, number++) {
+                fetch_panel(matrix, row + PANEL_ROWS, PANEL_ROWS, number, across * tiles);
                 int64_t some = tokens - token < tile ? tokens - token : tile;
                 panel_rows(panel, x + token * columns + column, columns, count, row, end, token, some, column == 0,
                            output);
