@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as gptcli sets it, but before torch is imported here
 
@@ -29,7 +30,7 @@ from gptcli.quant.packed import PackedWeight
 PROMPT_TOKENS, DECODE_TOKENS = 512, 64
 
 
-def as_transformers(lm: gptcli.LanguageModel) -> torch.nn.Module:
+def as_transformers(lm: gptcli.LanguageModel) -> Any:
     """The same weights in transformers, dense in fp32."""
     dense = {}
     with TensorSource(lm.folder) as source:

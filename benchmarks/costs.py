@@ -23,7 +23,8 @@ from random_model import Shape, write_model
 import gptcli
 from gptcli.kernels.tensors import library
 from gptcli.runtime.bench import Bandwidth
-from gptcli.runtime.torch_engine import TorchEngine
+from gptcli.runtime.engine import FullEngine
+from gptcli.settings import Quantize
 
 SHAPES = (
     Shape(layers=8, hidden=384, mlp=1024, heads=6, kv_heads=2),
@@ -32,7 +33,7 @@ SHAPES = (
     Shape(),
 )
 LONG = SHAPES[1]  # drawn by context
-WAYS = {"bf16": "auto", "int8": "int8", "int4": "int4"}
+WAYS: dict[str, Quantize] = {"bf16": "auto", "int8": "int8", "int4": "int4"}
 CONTEXTS, SHORT, STEPS = (128, 512, 1024, 2048, 4096, 8128), 128, 48
 COLORS = {"bf16": "#8250df", "int8": "#0969da", "int4": "#1a7f37"}
 
@@ -46,7 +47,7 @@ def measure() -> dict[str, Any]:
             path = Path(directory) / str(number)
             write_model(path, shape)
             for way, quantize in WAYS.items():
-                engine = gptcli.load(path, device="cpu", quantize=quantize).engine
+                engine = gptcli.load(path, device="cpu", quantize=quantize).full_engine()
                 kernels, threads = engine.kernels, engine.threads
                 for context in CONTEXTS if shape == LONG else (SHORT,):
                     points.append({"way": way, "parameters": shape.parameters} | point(engine, context))
@@ -56,7 +57,7 @@ def measure() -> dict[str, Any]:
     return {"kernels": kernels, "threads": threads, "bandwidth": memory.best, "points": points}
 
 
-def point(engine: TorchEngine, context: int) -> dict[str, Any]:
+def point(engine: FullEngine, context: int) -> dict[str, Any]:
     """Milliseconds of a step after `context` tokens, and the bytes it reads."""
     cache = engine.new_cache()
     engine.prefill([(7 * position + 3) % 1000 for position in range(context)], cache)

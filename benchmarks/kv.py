@@ -38,7 +38,8 @@ def main() -> None:
     )
     for kind, (engine, _) in texts.items():
         ratio = median(a / b for a, b in zip(seconds["fp32"], seconds[kind], strict=True))
-        print(f"| {kind} | {engine.cache_bytes(1)} | {1000 * median(seconds[kind]):.1f} | {ratio:.2f} |")
+        size = engine.bytes_a_token(1) - engine.bytes_a_token(0)
+        print(f"| {kind} | {size} | {1000 * median(seconds[kind]):.1f} | {ratio:.2f} |")
 
 
 if __name__ == "__main__":

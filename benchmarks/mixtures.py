@@ -16,20 +16,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from random_model import Shape, write_model
+from random_model import VOCABULARY, Shape, write_model
 
 import gptcli
-from gptcli.runtime.weight_bytes import weight_bytes
+from gptcli.settings import Quantize
 
 DECODE_TOKENS = 32
-WEIGHTS = {"bf16": "auto", "int8": "int8", "int4": "int4", "mxfp4": "auto"}
+WEIGHTS: dict[str, Quantize] = {"bf16": "auto", "int8": "int8", "int4": "int4", "mxfp4": "auto"}
 
 
 def rates(lm: gptcli.LanguageModel, prompt_tokens: int, clock: Callable[[], float]) -> tuple[float, float]:
     """Tokens a second in prefill and then in decode, of arbitrary tokens."""
-    engine = lm.engine
+    engine = lm.full_engine()
     cache = engine.new_cache()
-    prompt = [(7919 * position + 3) % engine.decoder.config.vocab_size for position in range(prompt_tokens)]
+    prompt = [(7919 * position + 3) % VOCABULARY for position in range(prompt_tokens)]
     started = clock()
     engine.prefill(prompt, cache)
     prefilled = clock()
@@ -52,14 +52,14 @@ def row(weights: str, shapes: dict[str, Shape], directory: Path, options: argpar
         if not path.exists():
             write_model(path, shape, mxfp4=weights == "mxfp4")
         models.append(gptcli.load(path, device="cpu", quantize=WEIGHTS[weights], threads=options.threads))
-    sizes = [weight_bytes(lm.engine.decoder) for lm in models]
+    sizes = [lm.full_engine().bytes_a_token(0) for lm in models]
     clock = time.process_time if options.cpu else time.perf_counter
     runs = [[rates(lm, options.prompt, clock) for lm in models] for _ in range(options.repeats + 1)]
     pairs = runs[1:]  # the first warms up
     prefills = [(dense[0], mixture[0]) for dense, mixture in pairs]
     decodes = [(dense[1], mixture[1]) for dense, mixture in pairs]
     read = [(dense * sizes[0], mixture * sizes[1]) for dense, mixture in decodes]
-    cells = [weights, models[1].engine.kernels, " / ".join(f"{size / 1e6:.0f}" for size in sizes)]
+    cells = [weights, models[1].full_engine().kernels, " / ".join(f"{size / 1e6:.0f}" for size in sizes)]
     for speeds, compared in ((decodes, read), (prefills, prefills)):
         cells += [f"{statistics.median(each):.0f}" for each in zip(*speeds, strict=True)] + [ratio(compared)]
     return cells

@@ -53,7 +53,7 @@ class Shape:
 
 def write_model(directory: Path, shape: Shape, mxfp4: bool = False) -> None:
     """Writes config and weights, and copies the default model's tokenizer."""
-    config = {
+    config: dict[str, object] = {
         "model_type": "qwen3_moe" if shape.experts else "llama", "vocab_size": VOCABULARY, "hidden_size": shape.hidden,
         "intermediate_size": shape.mlp, "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads,
         "num_key_value_heads": shape.kv_heads, "max_position_embeddings": 8192, "rope_theta": 500_000.0,

@@ -53,7 +53,7 @@ def main() -> None:
         cache = PromptCache()  # keeps the prompt for the next sample
         return (lm.stream(prompt, own, STOP, cache=cache) for own in SamplingConfig(seed=1).for_samples(count))
 
-    print(f"{lm.name}, {lm.engine.kernels}, {lm.engine.threads} threads, --quantize {options.quantize}\n")
+    print(f"{lm.name}, {lm.full_engine().kernels}, {lm.full_engine().threads} threads, --quantize {options.quantize}\n")
     print("| samples | together, tok/s | one after the other, tok/s | ratio |\n|---|---|---|---|")
     for count in options.counts:
         rates = [(rate(together(count), count), rate(in_turn(count), count)) for _ in range(options.repeats + 1)][1:]

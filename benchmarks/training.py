@@ -55,7 +55,7 @@ def ours(work: Path, of: str, steps: int, batch: int) -> Clock:
         clock.end()
         return step
 
-    Training._advance = timed  # type: ignore[method-assign]  # to time each step: training has no hook around it
+    Training._advance = timed  # type: ignore[assignment,method-assign]  # to time each step: training has no hook around it
 
     out = work / f"out-{os.getpid()}"
     options = ["--max-steps", str(steps), "-b", str(batch), "--block-size", str(_BLOCK), "--eval-share", "0", "-q"]
@@ -72,7 +72,7 @@ def theirs(work: Path, of: str, steps: int, batch: int) -> Clock:
 
     ids = AutoTokenizer.from_pretrained(work / "model")((work / "data.txt").read_text())["input_ids"]
     blocks = [torch.tensor(ids[start : start + _BLOCK]) for start in range(0, len(ids) - _BLOCK + 1, _BLOCK)]
-    model = AutoModelForCausalLM.from_pretrained(work / "model", dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(work / "model", dtype=torch.float32)
     if of == "lora":
         from peft import LoraConfig, get_peft_model
 

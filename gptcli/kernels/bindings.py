@@ -23,7 +23,7 @@ Arithmetic = Literal["fp32", "bf16", "int8"]  # in the order of kernels.h's Arit
 CacheKind = Literal["fp32", "fp16", "int8"]  # in the order of kernels.h's CacheKind
 
 _VARIABLE = "GPTCLI_KERNELS"
-_INTERFACE = 0xCB381E48  # kernels.h's INTERFACE
+_INTERFACE = 0xD8EF8B35  # kernels.h's INTERFACE
 _NO_MEMORY, _NO_TOKEN = -1, -2  # of gptcli_draw
 ROUNDED_PRODUCTS = 3  # of kernels.h's Arithmetic
 # The arithmetic of attention, by that of its layer's products.

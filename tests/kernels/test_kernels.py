@@ -554,7 +554,7 @@ def attended(
     return (weights[:, None] @ values)[:, 0]
 
 
-@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 63, 64, 65, 128, 129, 700])
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 63, 64, 65, 128, 129, 1023, 1024, 2300])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim"), [(9, 3, 64), (8, 1, 80), (4, 4, 128), (5, 1, 6), (14, 2, 40), (2, 2, 100)]
 )
@@ -567,14 +567,16 @@ def test_attention_of_one_token(kernels: Operations, heads: int, kv_heads: int, 
         assert_close(out, attended(queries, seen[0], seen[1], head_dim**-0.5, softcap, sinks))
 
 
+@pytest.mark.parametrize("length", [150, 1030, 2300])
 @pytest.mark.parametrize("head_dim", [64, 80, 6])
-def test_attention_over_keys_and_values_in_fewer_bits(kernels: Operations, head_dim: int) -> None:
-    queries, length = torch.randn(6, head_dim), 150
-    keys, values = torch.randn(2, 2, 160, head_dim)
+def test_attention_over_keys_and_values_in_fewer_bits(kernels: Operations, head_dim: int, length: int) -> None:
+    queries, sinks = torch.randn(6, head_dim), torch.randn(6)
+    keys, values = torch.randn(2, 2, length + 10, head_dim)
     for kind in ("fp16", "int8"):
         rounded = [rounded_as(kind, t[:, 7 : 7 + length]) for t in (keys, values)]
-        out = kernels.attention(queries, keys, values, 7, length, 0.3, kind=kind)
-        assert_close(out, attended(queries, rounded[0], rounded[1], 0.3, None, None))
+        for softcap, added in [(None, None), (3.0, sinks)]:
+            out = kernels.attention(queries, keys, values, 7, length, 0.3, softcap, added, kind=kind)
+            assert_close(out, attended(queries, rounded[0], rounded[1], 0.3, softcap, added))
 
 
 def rounded_as(kind: str, vectors: Tensor) -> Tensor:

@@ -7,7 +7,16 @@
  * results of each head's ranges are merged.
  */
 
-static int64_t ranges_of(const Attention *attention) { return (attention->length + RANGE - 1) / RANGE; }
+/* Positions of a task. Memory is read faster in longer pieces, but each thread should get some. */
+static int64_t range_of(const Attention *attention) {
+    const int64_t eighth = attention->length / 8;
+    return eighth >= RANGE ? RANGE : eighth >= RANGE / 2 ? RANGE / 2 : RANGE / 4;
+}
+
+static int64_t ranges_of(const Attention *attention) {
+    return (attention->length + range_of(attention) - 1) / range_of(attention);
+}
+
 static int64_t partial_size(const Attention *attention) { return WEIGHTED + attention->head_dim; }
 
 /* Floats for the results of all ranges; those of a head lie side by side. */
@@ -17,7 +26,7 @@ static int64_t partials_size(const Attention *attention) {
 
 static void attend_range(const Attention *attention, int64_t kv_head, int64_t range, float *partials,
                          float *workspace) {
-    int64_t begin = range * RANGE, end = begin + RANGE < attention->length ? begin + RANGE : attention->length;
+    int64_t begin = range * range_of(attention), end = smaller(begin + range_of(attention), attention->length);
     int64_t size = partial_size(attention), ranges = ranges_of(attention);
     int64_t head = kv_head * (attention->heads / attention->kv_heads);
     level()->attend(attention, kv_head, attention->start + begin, attention->start + end,
@@ -41,14 +50,17 @@ typedef struct {
 
 static int64_t tasks_of(const Attention *attention) { return attention->kv_heads * ranges_of(attention); }
 
-/* Fetches what a task reads, while the one before it is computed: texts are short, and not in the caches. */
+/* Fetches what a task reads, while the one before it is computed: texts are short, and not in the caches. In a long one
+ * a task fetches what follows by itself. */
 static void fetch_task(const Job *job, int64_t task, int64_t token) {
     if (task >= job->tasks) return;
     if (token + 1 < job->count && job->first_tasks[token + 1] <= task) token++;
     const Attention *attention = &job->tokens[token];
     const CacheKind kind = (CacheKind)attention->kind;
-    const int64_t own = task - job->first_tasks[token], ranges = ranges_of(attention), begin = own % ranges * RANGE;
-    const int64_t size = attention->head_dim * number_bytes(kind), count = smaller(RANGE, attention->length - begin);
+    const int64_t own = task - job->first_tasks[token], ranges = ranges_of(attention), range = range_of(attention);
+    const int64_t begin = own % ranges * range, count = smaller(range, attention->length - begin);
+    if (range == RANGE && begin > 0) return;
+    const int64_t size = attention->head_dim * number_bytes(kind);
     const int64_t first = own / ranges * head_bytes(kind, attention->head_dim, attention->room) +
                           (attention->start + begin) * size;
     for (int64_t at = 0; at < count * size; at += CACHE_LINE) {

@@ -49,7 +49,7 @@ enum {
     CACHE_LINE = 64, /* bytes */
     L1_FLOATS = 1 << 13,    /* fp32 weights that stay in the L1 cache while many tokens are multiplied with them */
     PANEL_FLOATS = 1 << 14, /* those that are read from the L2 cache as fast as pairs of bf16 are multiplied */
-    RANGE = 64,      /* positions of one attention task, for one token */
+    RANGE = 256,     /* positions of one attention task, for one token, at most */
     SPAN = 64,       /* positions that many tokens attend to at once */
     RECORD = 64,     /* columns of a row that are coded together */
     CODE_BYTES = RECORD / 2,
@@ -501,7 +501,7 @@ void recur_heads(const Op *op, const Frame *frame);
 
 /* INTERFACE is a checksum of the functions, structs and enums that Python knows; a test says what it must be. Python has
  * it, too, and refuses a library that was compiled from another header. */
-enum { INTERFACE = 0xcb381e48 };
+enum { INTERFACE = 0xd8ef8b35 };
 EXPORT int64_t gptcli_interface(void);
 
 /* Bytes of a struct: 0 Op, 1 Rotation, 2 Row, 3 Frame, 4 Draw, 5 Matrix, 6 Attention, 7 Prefill. */

@@ -28,6 +28,9 @@ static inline floats float_of_halves(halves value) { return (floats)_mm256_cvtph
 static inline halves halves_of_floats(floats value) {
     return (halves)_mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT);
 }
+static inline floats floats_of_bytes(const int8_t *from) {
+    return (floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)from)));
+}
 static inline words words_of_halves(halves value) { return (words)_mm256_cvtepu16_epi32((__m128i)value); }
 static inline floats interleave_low(floats a, floats b) {
     __m256 first = _mm256_unpacklo_ps((__m256)a, (__m256)b), second = _mm256_unpackhi_ps((__m256)a, (__m256)b);

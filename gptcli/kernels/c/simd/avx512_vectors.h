@@ -22,6 +22,9 @@ static inline floats float_of_halves(halves value) { return (floats)_mm512_cvtph
 static inline halves halves_of_floats(floats value) {
     return (halves)_mm512_cvtps_ph((__m512)value, _MM_FROUND_TO_NEAREST_INT);
 }
+static inline floats floats_of_bytes(const int8_t *from) {
+    return (floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)from)));
+}
 static inline words words_of_halves(halves value) { return (words)_mm512_cvtepu16_epi32((__m256i)value); }
 static inline floats interleave_low(floats a, floats b) {
     const __m512i order = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);

@@ -10,6 +10,7 @@
  *   halves              a vector of LANES uint16_t
  *   float_of_halves     halves in fp16 to floats
  *   halves_of_floats    the reverse, to the nearest
+ *   floats_of_bytes     LANES signed bytes in memory to floats
  *   words_of_halves     halves to words
  *   interleave_low      a[0], b[0], a[1], b[1], ... of the first halves of two floats
  *   interleave_high     the same of the second halves

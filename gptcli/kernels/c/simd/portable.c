@@ -35,6 +35,8 @@ static inline halves halves_of_floats(floats value) {
     return rounded;
 }
 
+static inline floats floats_of_bytes(const int8_t *from) { return (floats){from[0], from[1], from[2], from[3]}; }
+
 static inline floats interleave_low(floats a, floats b) { return (floats){a[0], b[0], a[1], b[1]}; }
 static inline floats interleave_high(floats a, floats b) { return (floats){a[2], b[2], a[3], b[3]}; }
 
