@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
@@ -515,6 +516,10 @@ def test_the_activation_of_gpt_oss(kernels: Operations) -> None:
     bounded = gate.clamp(max=7).double()
     expected = bounded * torch.sigmoid(1.702 * bounded) * (up.clamp(-7, 7) + 1)
     assert_close(kernels.activate("clamped_swiglu", gate, up), expected, 1e-6)
+    for spoiled in (gate, up):
+        spoiled[3], kept = math.nan, spoiled[3].item()
+        assert kernels.activate("clamped_swiglu", gate, up)[3].isnan()  # bounds would make it 7
+        spoiled[3] = kept
 
 
 @pytest.mark.parametrize(("rows", "size"), [(1, 1), (3, 1023), (9, 1025), (20, 5000)])

@@ -7,10 +7,12 @@
  * results of each head's ranges are merged.
  */
 
-/* Positions of a task. Memory is read faster in longer pieces, but each thread should get some. */
+enum { MANY_TASKS = 32 };
+
+/* Positions of a task. Memory is read faster in longer pieces, but many threads should have some. */
 static int64_t range_of(const Attention *attention) {
-    const int64_t eighth = attention->length / 8;
-    return eighth >= RANGE ? RANGE : eighth >= RANGE / 2 ? RANGE / 2 : RANGE / 4;
+    const int64_t share = attention->length * attention->kv_heads / MANY_TASKS;
+    return share >= RANGE ? RANGE : share >= RANGE / 2 ? RANGE / 2 : RANGE / 4;
 }
 
 static int64_t ranges_of(const Attention *attention) {

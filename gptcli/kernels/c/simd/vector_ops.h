@@ -76,8 +76,8 @@ INLINE floats activation(const int kind, floats gate) {
 
 /* The activation of gpt-oss: both bounded at 7, a steeper sigmoid, and 1 added to up. */
 INLINE floats clamped_swiglu(floats gate, floats up) {
-    gate = least(gate, splat(7));
-    up = least(greatest(up, splat(-7)), splat(7));
+    gate = least(splat(7), gate); /* in this order NaN stays */
+    up = least(splat(7), greatest(splat(-7), up));
     return gate * sigmoid(1.702f * gate) * (up + 1);
 }
 
