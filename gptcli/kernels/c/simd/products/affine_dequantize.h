@@ -44,8 +44,3 @@ INLINE floats exact_weights(const Matrix *matrix, const uint8_t *lines, int firs
     words q = is_topmost(column, bits, constants) ? word >> shift : word & ((1u << (plain ? bits : 8)) - 1) << shift;
     return float_of_ints((ints)q) * scales[column] + bias;
 }
-
-INLINE void prefetch_columns(const uint8_t *lines, const int bits) {
-    prefetch(lines, AHEAD);
-    if (bits == 8) prefetch(lines + CACHE_LINE, AHEAD);
-}

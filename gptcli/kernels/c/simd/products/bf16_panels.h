@@ -12,8 +12,6 @@
 #include "../amx_tiles.h"
 #include "../bf16_pairs.h"
 
-enum { PANEL_ROWS = 2 * LANES };
-
 /* Numbers for BF16_TOKENS tokens and PANEL_ROWS rows: token t's are at first + t * stride. */
 typedef struct Square {
     float *first;
@@ -149,7 +147,7 @@ INLINE void bf16_panels(const Matrix *matrix, const uint16_t *x, int64_t tokens,
             for (int64_t i = 0; i < 2; i++)
                 fill_tiles(matrix, row + i * LANES, step, steps, panel + i * TILE_NUMBERS);
             for (int64_t token = 0; token < tokens; token += BF16_TOKENS, square++) {
-                fetch_panel(matrix, row + PANEL_ROWS, PANEL_ROWS, square, squares);
+                fetch_panel(matrix, row + PANEL_ROWS, square, squares);
                 bf16_square(x + (token / TILE_LINES * all + step) * TILE_NUMBERS, all * TILE_NUMBERS, panel, steps, row,
                             end, token, tokens - token < BF16_TOKENS ? tokens - token : BF16_TOKENS, step == 0, output,
                             multiply);

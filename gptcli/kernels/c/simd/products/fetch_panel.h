@@ -4,14 +4,16 @@
 #include "../../weights/coded_layout.h"
 #include "../vectors.h"
 
-/* Part `i` of `n` of what a panel of `rows` is filled from, whole blocks or a part of one. A few lines at a time: all at
- * once would wait for memory. */
-INLINE void fetch_panel(const Matrix *matrix, int64_t row, int64_t rows, int64_t i, int64_t n) {
+enum { PANEL_ROWS = 2 * LANES };
+
+/* Part `i` of `n` of what the panel that begins at a row is filled from. A few lines at a time: all at once would wait for
+ * memory. */
+INLINE void fetch_panel(const Matrix *matrix, int64_t row, int64_t i, int64_t n) {
     if (row >= matrix->rows) return;
-    const int64_t first = row * matrix->columns, count = rows * matrix->columns;
+    const int64_t first = row * matrix->columns, count = PANEL_ROWS * matrix->columns;
     if (matrix->kind == AFFINE) {
-        const int64_t block_rows = rows < BLOCK ? BLOCK : rows;
-        fetch_part(matrix->packed + row / BLOCK * matrix->block_bytes, block_rows / BLOCK * matrix->block_bytes, i, n);
+        const int64_t blocks = (PANEL_ROWS + BLOCK - 1) / BLOCK;
+        fetch_part(matrix->packed + row / BLOCK * matrix->block_bytes, blocks * matrix->block_bytes, i, n);
     } else if (matrix->kind == CODED) {
         fetch_part(matrix->packed + first / RECORD * CODE_BYTES, count / RECORD * CODE_BYTES, i, n);
         fetch_part(matrix->rest + first / RECORD * matrix->rest_bytes, count / RECORD * matrix->rest_bytes, i, n);

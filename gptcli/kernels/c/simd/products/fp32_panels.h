@@ -11,10 +11,7 @@
 #include "dense_dots.h"
 #include "fetch_panel.h"
 
-enum {
-    PANEL_ROWS = 2 * LANES,
-    PANEL_COLUMNS = L1_FLOATS / PANEL_ROWS,
-};
+enum { PANEL_COLUMNS = L1_FLOATS / PANEL_ROWS };
 
 /* The first `count` weights of a vector; the others are zero. */
 INLINE floats load_some_weights(const void *weights, int64_t index, int64_t count, const Kind kind) {
@@ -180,7 +177,7 @@ static void panels(const Matrix *matrix, const float *x, int64_t tokens, int64_t
             int64_t count = columns - column < width ? columns - column : width;
             fill(matrix, row, end, column, count, panel);
             for (int64_t token = 0; token < tokens; token += tile, number++) {
-                fetch_panel(matrix, row + PANEL_ROWS, PANEL_ROWS, number, across * tiles);
+                fetch_panel(matrix, row + PANEL_ROWS, number, across * tiles);
                 int64_t some = tokens - token < tile ? tokens - token : tile;
                 panel_rows(panel, x + token * columns + column, columns, count, row, end, token, some, column == 0,
                            output);
